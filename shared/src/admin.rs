@@ -1,0 +1,61 @@
+//! The admin port: `/healthz`, `/readyz` and `/metrics`.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Says whether the program is ready; if not, why in a few words.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The routes of an admin port, for programs that serve them beside their own.
+///
+/// `/healthz` answers 200 `ok` while the program runs; `/readyz` 200 `ok` or 503 with the reason;
+/// `/metrics` in the Prometheus text format.
+pub fn routes(metrics: PrometheusHandle, readiness: Readiness) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(move || {
+                let ready = readiness();
+                async move {
+                    match ready {
+                        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+                        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+                    }
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || {
+                let page = metrics.render();
+                async move {
+                    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+                    ([(header::CONTENT_TYPE, content_type)], page).into_response()
+                }
+            }),
+        )
+}
+
+/// Serves [`routes`] until `shutdown`.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}

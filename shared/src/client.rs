@@ -1,0 +1,187 @@
+//! HTTP clients and gRPC channels with our name resolution, TLS roots and limits.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+
+use crate::resolve::Resolver;
+
+/// Longest wait for a connection, TLS included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an open but silent gRPC connection is pinged.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a ping may stay unanswered before the connection counts as dead.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A CA file is there, but cannot be used.
+    #[error("cannot read CA certificates from {}", path.display())]
+    Certificates {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The address is not `host:port`.
+    #[error("{address:?} is not a gRPC address such as api.example:8001")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        source: tonic::transport::Error,
+    },
+    /// The TLS or HTTP library refused its configuration.
+    #[error("cannot set up the HTTP client")]
+    Http(#[from] reqwest::Error),
+    /// The TLS library refused its configuration.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Makes aws-lc-rs the process's TLS provider, and draws the first random number, which costs
+/// 20 ms once. First thing in every `main`.
+pub fn install_crypto_provider() {
+    // An error means that one is installed already, which is what we want.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = aws_lc_rs::rand::fill(&mut [0; 8]);
+}
+
+/// The CA certificates to trust: those of the system (`SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// included), Mozilla's when there are none, and `extra`: a PEM file or a folder of PEM files. An
+/// `extra` that does not exist adds nothing (contract section 3: it may be missing).
+///
+/// # Errors
+/// When `extra` exists but holds no certificates.
+pub fn trust_roots(extra: Option<&Path>) -> Result<RootCertStore, ClientError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    if let Some(path) = extra.filter(|path| path.exists()) {
+        roots.add_parsable_certificates(read_certificates(path)?);
+    }
+    Ok(roots)
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    let broken = |source| ClientError::Certificates {
+        path: path.to_owned(),
+        source,
+    };
+    if !path.is_dir() {
+        return CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(broken);
+    }
+    let files = std::fs::read_dir(path)
+        .map_err(|error| broken(rustls::pki_types::pem::Error::Io(error)))?;
+    let mut found = Vec::new();
+    for file in files
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|file| file.is_file())
+    {
+        // A folder of a Secret or ConfigMap may hold other files too.
+        found.extend(
+            CertificateDer::pem_file_iter(file)
+                .into_iter()
+                .flatten()
+                .flatten(),
+        );
+    }
+    Ok(found)
+}
+
+/// A TLS client configuration with the given roots, offering HTTP/2 and HTTP/1.1.
+///
+/// # Errors
+/// When the TLS library refuses it.
+pub fn tls_config(roots: RootCertStore) -> Result<ClientConfig, ClientError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// An HTTP client: no redirects, no proxies but those of the environment, the given time limit
+/// for a whole request.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn http_client(
+    resolver: &Resolver,
+    roots: RootCertStore,
+    timeout: Duration,
+) -> Result<reqwest::Client, ClientError> {
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls_config(roots)?)
+        .dns_resolver(Arc::new(resolver.clone()))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(timeout)
+        .user_agent(concat!("ambient/", env!("CARGO_PKG_VERSION")))
+        .build()?)
+}
+
+/// How to reach a gRPC server.
+#[derive(Debug, Clone)]
+pub struct GrpcAddress {
+    /// `host:port`, or a URL with the scheme `http` or `https`.
+    pub address: String,
+    /// Whether to use TLS. A URL's own scheme wins.
+    pub tls: bool,
+    /// More CA certificates to trust: a PEM file or folder.
+    pub ca: Option<PathBuf>,
+}
+
+/// A channel that connects when first used and again whenever it must. A connection that stays
+/// silent is pinged, so that a dead one is noticed within 20 s.
+///
+/// # Errors
+/// When the address or a CA file is malformed.
+pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, ClientError> {
+    let url = if to.address.contains("://") {
+        to.address.clone()
+    } else {
+        format!("{}://{}", if to.tls { "https" } else { "http" }, to.address)
+    };
+    let broken = |source| ClientError::Address {
+        address: to.address.clone(),
+        source,
+    };
+    let mut endpoint = Endpoint::from_shared(url.clone())
+        .map_err(broken)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    if url.starts_with("https://") {
+        let roots = trust_roots(to.ca.as_deref())?.roots;
+        endpoint = endpoint
+            .tls_config(ClientTlsConfig::new().trust_anchors(roots))
+            .map_err(broken)?;
+    }
+    let mut connector = HttpConnector::new_with_resolver(resolver.clone());
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}

@@ -1,0 +1,55 @@
+//! Exit codes, and how a program says why it ends.
+
+use std::{error::Error, fmt::Write as _, io::Write as _, path::Path};
+
+/// Bad settings (sysexits.h `EX_CONFIG`).
+pub const CONFIG: u8 = 78;
+/// A service that is needed cannot be had, such as the first token (`EX_UNAVAILABLE`).
+pub const UNAVAILABLE: u8 = 69;
+/// A fault of the program or machine (`EX_SOFTWARE`).
+pub const SOFTWARE: u8 = 70;
+/// The command was found but cannot be executed (POSIX shell).
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The command was not found (POSIX shell).
+pub const NOT_FOUND: u8 = 127;
+/// Added to a signal's number when it ended the command (POSIX shell).
+pub const SIGNAL_BASE: u8 = 128;
+
+/// Where Kubernetes reads a container's last words.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// An error and its causes on one line: `what: why: why`.
+pub fn report(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !line.ends_with(&text) {
+            let _ = write!(line, ": {text}");
+        }
+        cause = error.source();
+    }
+    line.replace(['\n', '\r'], " ")
+}
+
+/// Says on stderr, and in the termination log when there is one, why the program ends.
+#[expect(
+    clippy::print_stderr,
+    reason = "last words; logging may not be set up yet"
+)]
+pub fn last_words(program: &str, line: &str) {
+    eprintln!("{program}: {line}");
+    write_termination_log(Path::new(TERMINATION_LOG), line);
+}
+
+/// Never makes the file: outside Kubernetes there is none.
+fn write_termination_log(path: &Path, line: &str) {
+    if let Ok(mut log) = std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+    {
+        let _ = log.write_all(line.as_bytes());
+    }
+}

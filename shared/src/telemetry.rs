@@ -1,0 +1,122 @@
+//! Logs on stderr and the Prometheus recorder.
+
+use std::io::IsTerminal as _;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people when stderr is a terminal, else JSON.
+    #[default]
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Why telemetry cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The level is neither a level nor a list of `module=level`.
+    #[error("{0:?} is not a log level such as info, or module=debug,info")]
+    Level(String),
+    /// Somebody set up logging before.
+    #[error("logging is set up already")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+    /// Somebody set up metrics before.
+    #[error("metrics are set up already")]
+    Metrics(#[from] BuildError),
+}
+
+/// Buckets of all histograms, in seconds: from one RSA operation to a slow Kubernetes call.
+const SECONDS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// Checks a log level as settings give it. Existing settings say `WARNING` and `CRITICAL` too.
+///
+/// # Errors
+/// When it is neither a level nor a list of `module=level`.
+pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
+    let known = match level.to_ascii_lowercase().as_str() {
+        "" => "info",
+        "warning" => "warn",
+        "critical" | "fatal" => "error",
+        _ => level,
+    };
+    // EnvFilter itself would take any word for a module's name, and show everything of it.
+    let levels_are_named = known.split(',').all(|directive| {
+        let level = directive.rsplit('=').next().unwrap_or_default();
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    });
+    let broken = || TelemetryError::Level(level.to_owned());
+    if !levels_are_named {
+        return Err(broken());
+    }
+    EnvFilter::try_new(known).map_err(|_| broken())
+}
+
+/// Sets up logging for the process.
+///
+/// # Errors
+/// When the level is malformed, or logging was set up before.
+pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
+    let filter = parse_level(level)?;
+    let json = match format {
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let writer = std::io::stderr;
+    if json {
+        let layer = fmt::layer().json().flatten_event(true).with_writer(writer);
+        registry.with(layer).try_init()?;
+    } else {
+        let ansi = std::io::stderr().is_terminal();
+        let layer = fmt::layer()
+            .compact()
+            .with_target(false)
+            .with_ansi(ansi)
+            .with_writer(writer);
+        registry.with(layer).try_init()?;
+    }
+    Ok(())
+}
+
+/// Sets up the process's metrics and gives what renders them.
+///
+/// # Errors
+/// When metrics were set up before.
+pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
+    Ok(PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .install_recorder()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_checked_by_name() {
+        for level in [
+            "info",
+            "WARNING",
+            "debug",
+            "ambient_runner=debug,info",
+            "off",
+            "",
+        ] {
+            assert!(parse_level(level).is_ok(), "{level}");
+        }
+        for level in ["loud", "info=", "a=b=c", "loud=info=x"] {
+            let error = parse_level(level).unwrap_err().to_string();
+            assert!(error.contains(level), "{error}");
+        }
+    }
+}
