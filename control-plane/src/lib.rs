@@ -1,1 +1,20 @@
 #![forbid(unsafe_code)]
+//! The control plane: token endpoint, session controller and token refresh.
+//!
+//! ```text
+//! sessions/feed → queue → worker → reconcile → backend
+//! issuer → endpoint (pull); issuer → refresh → backend (push)
+//! ```
+
+pub mod backend;
+pub mod endpoint;
+pub mod issuer;
+pub mod keypair;
+pub mod local;
+pub mod metrics;
+pub mod queue;
+pub mod reconcile;
+pub mod refresh;
+pub mod sessions;
+pub mod settings;
+pub mod worker;

@@ -1,0 +1,167 @@
+//! Where sessions run: what the controller asks of Kubernetes or of local processes.
+//!
+//! The controller knows sessions, phases and tokens; a backend knows pods or processes. Nothing
+//! here blocks: what must be looked at often ([`Backend::run_state`], [`Backend::token_times`]) is
+//! answered from what the backend has already seen, and every change of it is told to the
+//! [`Observer`].
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ambient_shared::{proof::SessionKey, session::SessionId, token::Token};
+use futures_util::future::BoxFuture;
+
+pub mod process;
+
+/// Told each session whose run state or token Secret changed. Must not block.
+pub type Observer = Arc<dyn Fn(&SessionId) + Send + Sync>;
+
+/// How a session's run is started: everything that follows from the session and the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredRun {
+    /// The session.
+    pub id: SessionId,
+    /// How often it was started before: 0 for its first run.
+    pub generation: u32,
+    /// The agent's command and arguments; never empty.
+    pub command: Vec<String>,
+    /// Environment of the runner (contract section 3). Holds no secret.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What a session's token Secret holds.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// Data key `api-token`, mounted as `bot-token`.
+    pub token: Token,
+    /// Data key and file `session-key`.
+    pub session_key: SessionKey,
+}
+
+/// A session's run as the backend last saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunState {
+    /// The generation it was started with. A run of an older generation than the session's is
+    /// never taken for the session's run.
+    pub generation: u32,
+    /// How far it is.
+    pub status: RunStatus,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunStatus {
+    /// Being made; the agent does not run yet.
+    Starting,
+    /// The agent runs.
+    Running {
+        /// When it was started.
+        since: SystemTime,
+    },
+    /// It has ended, and nothing of it runs any more.
+    Ended {
+        /// When.
+        at: SystemTime,
+        /// How.
+        end: RunEnd,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The runner ended with this exit code, which is the agent's own.
+    Exited {
+        /// 0 is success.
+        code: u8,
+        /// The runner's last words, when it left any.
+        message: Option<String>,
+    },
+    /// The runner itself was killed, or vanished without a trace (condition `RunnerLost`).
+    Lost {
+        /// What is known of it, for people.
+        message: String,
+    },
+}
+
+/// The times of the token that is in a session's Secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenTimes {
+    /// When it was issued, or else written.
+    pub issued_at: SystemTime,
+    /// When it expires; none when nobody said.
+    pub expires_at: Option<SystemTime>,
+}
+
+/// Why a backend could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A run of an older generation has not ended yet; ask again.
+    #[error("the session's previous run is still ending")]
+    StillEnding,
+    /// The session cannot run as described; trying again cannot help.
+    #[error("the session cannot run: {message}")]
+    Impossible {
+        /// Condition reason in CamelCase, such as `AgentCommandMissing`.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The backend has nothing of this session.
+    #[error("nothing of this session is here")]
+    NotFound,
+    /// Something below failed; trying again may help.
+    #[error("cannot {action}")]
+    Failed {
+        /// What was tried, such as `write the token of a session`.
+        action: &'static str,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A place where sessions run. All methods may be called again after a failure or a restart:
+/// what is done already is left as it is.
+pub trait Backend: Send + Sync + 'static {
+    /// Longest time from [`Backend::write_token`] to the token being seen in the session.
+    fn lag(&self) -> Duration;
+
+    /// Makes the session's Secret and starts its run, or finds it started. Returns when the run
+    /// is recorded so that a restart would find it, not when the agent runs.
+    ///
+    /// Errors: `StillEnding` while an older generation's run ends (which this call asks for).
+    fn start<'a>(
+        &'a self,
+        run: &'a DesiredRun,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// Asks the session's run to end, if there is one. Its end shows in [`Backend::run_state`].
+    fn stop<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// Ends what runs and removes all that the backend has of the session.
+    ///
+    /// Errors: `StillEnding` until what runs has ended.
+    fn remove<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// The session's run, as last seen.
+    fn run_state(&self, id: &SessionId) -> Option<RunState>;
+
+    /// The token in the session's Secret, without reading the Secret. None when there is no
+    /// Secret.
+    fn token_times(&self, id: &SessionId) -> Option<TokenTimes>;
+
+    /// Replaces the token in the session's Secret, with one write.
+    fn write_token<'a>(
+        &'a self,
+        id: &'a SessionId,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// All sessions that the backend has anything of; what the API server does not know of these
+    /// is an orphan.
+    fn sessions(&self) -> Vec<SessionId>;
+}
