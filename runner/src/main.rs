@@ -1,1 +1,2 @@
+//! Container entrypoint of an agent session.
 fn main() {}

@@ -1,0 +1,1 @@
+//! Carries the agent's messages to the session and back.

@@ -1,0 +1,3 @@
+//! Starts the real runner, with real processes as agents and real sockets as servers.
+
+mod messages;
