@@ -1,1 +1,65 @@
-//! (being written)
+//! The names of all metrics of the control plane.
+//!
+//! Prometheus conventions: base units, `_total` for counters, moments rather than ages, so that a
+//! stuck task shows. Labels come from enums, never from ids.
+
+// Token endpoint.
+
+/// Counter, label `result`: answers to `GET /token`.
+pub const EXCHANGES: &str = "ambient_control_plane_token_exchanges_total";
+/// Counter, label `result` (`hit`, `miss`): ciphertexts found in the cache or not.
+pub const CIPHERTEXT_CACHE: &str = "ambient_control_plane_ciphertext_cache_total";
+/// Counter, label `result` (`ok`, `failed`, `overloaded`): decryptions asked for.
+pub const DECRYPTIONS: &str = "ambient_control_plane_decryptions_total";
+/// Gauge: connections of the token endpoint that are open.
+pub const CONNECTIONS: &str = "ambient_control_plane_token_endpoint_connections";
+/// Counter, label `result` (`found`, `missing`, `failed`): sessions that the cache did not know
+/// and that the API server was asked for.
+pub const SESSION_LOOKUPS: &str = "ambient_control_plane_session_lookups_total";
+
+// Issuers.
+
+/// Counter, label `issuer` (`minted`, `oidc`): tokens that were made or fetched.
+pub const TOKENS_ISSUED: &str = "ambient_control_plane_tokens_issued_total";
+/// Counter, label `result` (`ok`, `unreachable`, `refused`, `malformed`): requests to the identity
+/// provider.
+pub const OIDC_REQUESTS: &str = "ambient_control_plane_oidc_requests_total";
+/// Gauge: when the identity provider last gave a token, in Unix seconds.
+pub const OIDC_LAST_SUCCESS: &str = "ambient_control_plane_oidc_last_success_timestamp_seconds";
+/// Gauge: when the identity provider's token expires, in Unix seconds.
+pub const OIDC_EXPIRY: &str = "ambient_control_plane_oidc_token_expiry_timestamp_seconds";
+
+// Sessions, queue and worker.
+
+/// Gauge, label `phase`: sessions in the cache.
+pub const SESSIONS: &str = "ambient_control_plane_sessions";
+/// Gauge: when all sessions were last listed, in Unix seconds.
+pub const LAST_LIST: &str = "ambient_control_plane_last_list_timestamp_seconds";
+/// Counter, label `result`: lists of all sessions.
+pub const LISTS: &str = "ambient_control_plane_lists_total";
+/// Counter, label `reason`: times the watch of sessions ended and was opened again.
+pub const WATCH_RECONNECTS: &str = "ambient_control_plane_watch_reconnects_total";
+/// Gauge: entries that are due or wait in the work queue.
+pub const QUEUE_LENGTH: &str = "ambient_control_plane_queue_length";
+/// Counter, labels `handler` and `result`: runs of a handler.
+pub const HANDLER_RUNS: &str = "ambient_control_plane_handler_runs_total";
+/// Histogram, label `handler`: how long a run of a handler took, in seconds.
+pub const HANDLER_SECONDS: &str = "ambient_control_plane_handler_duration_seconds";
+
+// Refresh.
+
+/// Gauge: when the refresh last looked at all sessions, in Unix seconds.
+pub const LAST_REFRESH: &str = "ambient_control_plane_refresh_last_tick_timestamp_seconds";
+/// Counter, label `result`: token Secrets written by the refresh.
+pub const REFRESHES: &str = "ambient_control_plane_refresh_writes_total";
+/// Gauge: token Secrets that were due at the last tick.
+pub const REFRESH_DUE: &str = "ambient_control_plane_refresh_due";
+/// Gauge: the earliest expiry among the token Secrets of running sessions, in Unix seconds.
+pub const EARLIEST_EXPIRY: &str = "ambient_control_plane_refresh_earliest_expiry_timestamp_seconds";
+
+// Local processes.
+
+/// Counter, label `result`: sessions' processes started.
+pub const PROCESS_STARTS: &str = "ambient_control_plane_process_starts_total";
+/// Gauge: sessions whose shim runs.
+pub const PROCESSES: &str = "ambient_control_plane_processes";

@@ -1,0 +1,1 @@
+//! Issuers against real HTTP servers.
