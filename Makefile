@@ -1,0 +1,83 @@
+# The verbs of this repository; `make help` lists them. CARGO_TARGET_DIR is honoured.
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Where tools that are built once are kept, by version.
+TOOLS ?= $(HOME)/.cache/ambient-tools
+
+DENY_VERSION := 0.20.2
+DENY := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+# Static binaries: no loader, so that they start in any image. Where there is no /dev/urandom,
+# random numbers must come from the system call.
+STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+STATIC_DIR := $(TARGET_DIR)/$(STATIC_TARGET)/dist
+STATIC := ambient-runner ambient-sidecar
+
+# What `local` starts, or runs beside.
+LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint fmt clippy deny static bench bench-build \
+	bench-exchange bench-startup bench-memory
+
+help: ## List the verbs.
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
+
+build: ## Build the programs into target/debug.
+	$(CARGO) build --locked --bins $(LOCAL) -p ambient-api-server
+
+demo: ## Run a whole session on this machine, with tokens that live for seconds.
+	$(CARGO) build --locked --bins $(LOCAL)
+	"$(TARGET_DIR)/debug/ambient-control-plane" local --demo
+
+test: ## Build everything and run all tests.
+	$(CARGO) test --locked --workspace $(ARGS)
+
+lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deny: $(DENY)
+	"$(DENY)" --locked check licenses bans sources
+
+$(DENY):
+	env -u CARGO_TARGET_DIR $(CARGO) install cargo-deny --version $(DENY_VERSION) --locked \
+		--root "$(TOOLS)/cargo-deny-$(DENY_VERSION)"
+
+static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any image.
+	RUSTFLAGS='$(STATIC_FLAGS)' $(CARGO) build --locked --profile dist --bins \
+		--target $(STATIC_TARGET) $(STATIC:%=-p %)
+	@mkdir -p dist
+	@for name in $(STATIC); do \
+		binary="$(STATIC_DIR)/$$name"; \
+		if readelf --program-headers --wide "$$binary" | grep -q INTERP; then \
+			echo "$$name asks for a loader, so it would not start in other people's images" >&2; \
+			exit 1; \
+		fi; \
+		if readelf --dynamic --wide "$$binary" | grep NEEDED >&2; then \
+			echo "$$name needs the shared libraries above" >&2; \
+			exit 1; \
+		fi; \
+		cp "$$binary" "dist/.$$name" && mv "dist/.$$name" "dist/$$name" || exit 1; \
+		echo "dist/$$name: static, $$(stat -c %s "dist/$$name") bytes"; \
+	done
+
+bench: bench-exchange bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
+
+bench-build:
+	$(CARGO) build --locked --release --workspace --bins
+
+bench-exchange: bench-build ## Token exchanges per second, beside a constant answer and bare RSA.
+	"$(TARGET_DIR)/release/bench-exchange" $(ARGS)
+
+bench-startup: bench-build static ## Runner start to token in hand.
+	"$(TARGET_DIR)/release/bench-startup" --static-dir dist $(ARGS)
+
+bench-memory: bench-build static ## Resident memory of each program at rest.
+	"$(TARGET_DIR)/release/bench-memory" --static-dir dist $(ARGS)
