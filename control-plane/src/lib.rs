@@ -7,6 +7,7 @@
 //! ```
 
 pub mod backend;
+pub mod controller;
 pub mod endpoint;
 pub mod issuer;
 pub mod keypair;

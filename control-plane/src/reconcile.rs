@@ -1,1 +1,3 @@
-//! (being written)
+//! What is done about a session (being written).
+
+pub mod desired;

@@ -1,0 +1,295 @@
+//! Current sessions and tombstones.
+//!
+//! In: snapshots from events, lists and single reads, in any order. Out: the newest of each. Two
+//! things order snapshots: the API server's `updated_at`, and the cache's own [`Revision`], which
+//! says whether an entry has changed since a read began. What they leave open is
+//! [`Applied::Suspect`]: a single read, begun now, decides.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use ambient_shared::session::SessionId;
+use tokio::sync::watch;
+
+use super::Session;
+
+/// The newest known object of each session, one entry for each session that the API server has.
+/// Clones share it.
+#[derive(Clone)]
+pub struct SessionCache(Arc<Shared>);
+
+struct Shared {
+    state: RwLock<State>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<SessionId, Entry>,
+    revision: u64,
+}
+
+struct Entry {
+    /// When it last changed.
+    revision: Revision,
+    what: What,
+}
+
+enum What {
+    Live(Arc<Session>),
+    /// Deleted at the entry's revision.
+    Tombstone {
+        /// Whether nothing of it is left in the backend.
+        cleaned: bool,
+    },
+}
+
+/// A moment in the cache's life: before or after each change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Revision(u64);
+
+/// What became of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// It is the current object now.
+    Changed,
+    /// It says what was known, or less.
+    Nothing,
+    /// It contradicts what is known, and which is right only the API server can say.
+    Suspect,
+}
+
+/// What became of the answer to a single read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confirmed {
+    /// The entry says what the answer says.
+    Settled {
+        /// Whether that changed it.
+        changed: bool,
+    },
+    /// The entry changed while the question was under way: ask again.
+    Overtaken,
+}
+
+impl SessionCache {
+    /// Knows nothing yet.
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            state: RwLock::default(),
+            synced: watch::Sender::new(false),
+        }))
+    }
+
+    /// The session's current object; none when it is unknown or deleted.
+    pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
+        match &self.read().entries.get(id)?.what {
+            What::Live(session) => Some(Arc::clone(session)),
+            What::Tombstone { .. } => None,
+        }
+    }
+
+    /// Whether the session is known to be deleted. Not for ever: once it is cleaned up and cannot
+    /// come back by a late answer, it is forgotten.
+    pub fn is_deleted(&self, id: &SessionId) -> bool {
+        let state = self.read();
+        let entry = state.entries.get(id);
+        entry.is_some_and(|entry| matches!(entry.what, What::Tombstone { .. }))
+    }
+
+    /// Whether a complete list has been seen since the start: only then does an unknown session
+    /// not exist, as far as the cache can say.
+    pub fn is_synced(&self) -> bool {
+        *self.0.synced.borrow()
+    }
+
+    /// Waits until [`SessionCache::is_synced`].
+    pub async fn synced(&self) {
+        // The sender lives in self: this cannot fail.
+        let _ = self.0.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// All sessions that are not deleted.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        let live = |entry: &Entry| match &entry.what {
+            What::Live(session) => Some(Arc::clone(session)),
+            What::Tombstone { .. } => None,
+        };
+        self.read().entries.values().filter_map(live).collect()
+    }
+
+    /// Whether the cache has an entry, tombstones included.
+    pub(crate) fn knows(&self, id: &SessionId) -> bool {
+        self.read().entries.contains_key(id)
+    }
+
+    /// Deleted sessions that are still to be cleaned up.
+    pub(crate) fn uncleaned(&self) -> Vec<SessionId> {
+        let state = self.read();
+        let uncleaned = |(id, entry): (&SessionId, &Entry)| {
+            matches!(entry.what, What::Tombstone { cleaned: false }).then(|| id.clone())
+        };
+        state.entries.iter().filter_map(uncleaned).collect()
+    }
+
+    /// The present moment, to be noted before a question is asked.
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.read().revision)
+    }
+
+    /// Takes an event's object. Events come in order, so of two with the same time the later
+    /// counts.
+    pub(crate) fn apply_event(&self, session: Session) -> Applied {
+        self.write().apply(session, None)
+    }
+
+    /// Takes an object that was read by a list or came as the answer to a write that began at
+    /// `since`: never in place of what has changed after that, unless its own time is later.
+    pub(crate) fn apply_read(&self, session: Session, since: Revision) -> Applied {
+        self.write().apply(session, Some(since))
+    }
+
+    /// Takes the answer to a single read that began at `since`; `None` is "there is none". What
+    /// has not changed since is then what the answer says, whatever the times.
+    pub(crate) fn confirm(
+        &self,
+        id: &SessionId,
+        answer: Option<Session>,
+        since: Revision,
+    ) -> Confirmed {
+        let mut state = self.write();
+        let entry = state.entries.get(id);
+        let overtaken = entry.is_some_and(|entry| entry.revision > since);
+        let changed = match (answer, entry.map(|entry| &entry.what)) {
+            (Some(session), _) if overtaken => match state.apply(session, Some(since)) {
+                Applied::Changed => true,
+                Applied::Nothing => false,
+                Applied::Suspect => return Confirmed::Overtaken,
+            },
+            (None, Some(What::Live(_))) if overtaken => return Confirmed::Overtaken,
+            (None, Some(What::Tombstone { .. })) => false,
+            (Some(session), Some(What::Live(known))) if **known == session => false,
+            (Some(session), _) => {
+                state.set(id.clone(), What::Live(Arc::new(session)));
+                true
+            }
+            (None, _) => {
+                state.set(id.clone(), What::Tombstone { cleaned: false });
+                true
+            }
+        };
+        Confirmed::Settled { changed }
+    }
+
+    /// The session was deleted. Says whether that is news.
+    pub(crate) fn delete(&self, id: &SessionId) -> bool {
+        let mut state = self.write();
+        let known = state.entries.get(id);
+        if known.is_some_and(|entry| matches!(entry.what, What::Tombstone { .. })) {
+            return false;
+        }
+        state.set(id.clone(), What::Tombstone { cleaned: false });
+        true
+    }
+
+    /// Nothing of a deleted session is left. It is forgotten with the next complete list that
+    /// began after its deletion.
+    pub(crate) fn set_cleaned(&self, id: &SessionId) {
+        // The revision stays: it is that of the deletion.
+        if let Some(entry) = self.write().entries.get_mut(id)
+            && let What::Tombstone { cleaned } = &mut entry.what
+        {
+            *cleaned = true;
+        }
+    }
+
+    /// A list that began at `since` is complete and had these sessions. Forgets tombstones that no
+    /// late page can bring back, and gives the sessions that should have been listed but were not:
+    /// deleted, or missed by pages that shifted.
+    pub(crate) fn complete_list(
+        &self,
+        seen: &HashSet<SessionId>,
+        since: Revision,
+    ) -> Vec<SessionId> {
+        let mut state = self.write();
+        let mut missing = Vec::new();
+        state.entries.retain(|id, entry| match &entry.what {
+            What::Live(_) => {
+                if entry.revision <= since && !seen.contains(id) {
+                    missing.push(id.clone());
+                }
+                true
+            }
+            What::Tombstone { cleaned } => {
+                // One that the list had is about to be asked for: keep it for the answer.
+                !cleaned || entry.revision > since || seen.contains(id)
+            }
+        });
+        drop(state);
+        self.0.synced.send_replace(true);
+        missing
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for SessionCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    fn set(&mut self, id: SessionId, what: What) {
+        self.revision += 1;
+        let revision = Revision(self.revision);
+        self.entries.insert(id, Entry { revision, what });
+    }
+
+    /// `since` is none for events, which are newer than all that was seen before.
+    fn apply(&mut self, session: Session, since: Option<Revision>) -> Applied {
+        let Some(entry) = self.entries.get(&session.id) else {
+            self.set(session.id.clone(), What::Live(Arc::new(session)));
+            return Applied::Changed;
+        };
+        let overtaken = since.is_some_and(|since| entry.revision > since);
+        let What::Live(known) = &entry.what else {
+            return if overtaken {
+                Applied::Nothing
+            } else {
+                Applied::Suspect
+            };
+        };
+        if **known == session {
+            return Applied::Nothing;
+        }
+        let replaces = match (session.updated_at(), known.updated_at()) {
+            (Some(new), Some(old)) if new > old => true,
+            (Some(new), Some(old)) if new < old => {
+                // Clocks of two API servers may differ: only a read that began later can tell.
+                return if overtaken {
+                    Applied::Nothing
+                } else {
+                    Applied::Suspect
+                };
+            }
+            // The same time, or none: what came first was read first.
+            _ => !overtaken,
+        };
+        if !replaces {
+            return Applied::Nothing;
+        }
+        self.set(session.id.clone(), What::Live(Arc::new(session)));
+        Applied::Changed
+    }
+}
+
+#[cfg(test)]
+mod tests;

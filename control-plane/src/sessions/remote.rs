@@ -1,0 +1,1 @@
+//! Single calls to the API server (being written).
