@@ -17,6 +17,9 @@ use std::time::Duration;
 pub mod faults;
 pub mod idp;
 pub mod keypair;
+pub mod load;
+pub mod local;
+pub mod processes;
 pub mod programs;
 
 /// Longest wait for anything in a test. Long, since a shared machine can be slow; a test that

@@ -291,13 +291,17 @@ impl Running {
         kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
     }
 
+    /// Kills it with SIGKILL and does not wait; nothing happens when it has ended already.
+    pub fn kill_now(&mut self) {
+        let _ = self.child.start_kill();
+    }
+
     /// Kills it with SIGKILL and waits for its end.
     ///
     /// # Panics
     /// At the deadline.
     pub async fn kill(&mut self) {
-        // An error means that it ended already, which is what we want.
-        let _ = self.child.start_kill();
+        self.kill_now();
         self.wait().await;
     }
 

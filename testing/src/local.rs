@@ -1,0 +1,455 @@
+//! A whole system on this machine: `ambient-control-plane local` and its REST API as an operator
+//! uses it.
+//!
+//! In: the flags beside `--data-dir` and the listeners. Out: sessions that can be created, watched
+//! and stopped. All ports are free ones, and stay the same when it is killed and started again.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ambient_shared::{
+    phase::Phase,
+    rest::{BASE, List, Session, SessionMessage},
+};
+use reqwest::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    DEADLINE,
+    processes::{self, Process},
+    programs::{Program, Running},
+};
+
+/// How often a state is asked for that nothing announces.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A running `local`. Its sessions are ended when it is dropped.
+#[derive(Debug)]
+pub struct Local {
+    data: TempDir,
+    flags: Vec<String>,
+    env: Vec<(String, String)>,
+    addresses: Addresses,
+    client: reqwest::Client,
+    /// The program.
+    pub program: Running,
+}
+
+/// Where a `local` listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// REST of the API server.
+    pub rest: SocketAddr,
+    /// gRPC of the API server.
+    pub grpc: SocketAddr,
+    /// The token endpoint.
+    pub token: SocketAddr,
+}
+
+/// A session that is to be created.
+#[derive(Debug, Clone, Default)]
+pub struct NewSession {
+    body: serde_json::Map<String, Value>,
+    annotations: serde_json::Map<String, Value>,
+}
+
+impl NewSession {
+    /// A session with the bundled demo agent.
+    pub fn demo() -> Self {
+        Self::default()
+    }
+
+    /// A session with this command as its agent.
+    pub fn command(command: &[&str]) -> Self {
+        Self::demo().annotation("agent-command", &json!(command).to_string())
+    }
+
+    /// A session with this shell script as its agent.
+    pub fn script(script: &str) -> Self {
+        Self::command(&["sh", "-c", script])
+    }
+
+    /// One of the annotations of contract section 5, without `ambient-code.io/`.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations
+            .insert(format!("ambient-code.io/{name}"), json!(value));
+        self
+    }
+
+    /// How messages reach the agent: `none`, `lines` or `stream-json`.
+    #[must_use]
+    pub fn io(self, mode: &str) -> Self {
+        self.annotation("agent-io", mode)
+    }
+
+    /// Any field of a session.
+    #[must_use]
+    pub fn field(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.body.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn into_json(mut self) -> Value {
+        self.body.entry("name").or_insert_with(|| json!("test"));
+        if !self.annotations.is_empty() {
+            let text = Value::Object(self.annotations).to_string();
+            self.body.insert("annotations".to_owned(), json!(text));
+        }
+        Value::Object(self.body)
+    }
+}
+
+impl Local {
+    /// Starts one on a new folder, with these flags beside those of the listeners.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, &[]).await
+    }
+
+    /// Starts one with these variables in its environment.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_with(flags: &[&str], env: &[(&str, &str)]) -> Self {
+        let data = tempfile::tempdir().expect("a folder");
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let env: Vec<_> = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let ports = Addresses {
+            rest: any,
+            grpc: any,
+            token: any,
+        };
+        let (program, addresses) = launch(data.path(), &flags, &env, ports).await;
+        Self {
+            data,
+            flags,
+            env,
+            addresses,
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+            program,
+        }
+    }
+
+    /// Kills it with SIGKILL; sessions go on.
+    pub async fn kill(&mut self) {
+        self.program.kill().await;
+    }
+
+    /// Starts it again on the same folder and ports, after [`Local::kill`].
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_again(&mut self) {
+        let (program, addresses) =
+            launch(self.data.path(), &self.flags, &self.env, self.addresses).await;
+        self.program = program;
+        self.addresses = addresses;
+    }
+
+    /// Processes of its sessions: all that have its data folder in their arguments or environment,
+    /// apart from itself.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut all = processes::with(&self.data.path().display().to_string());
+        all.retain(|process| process.pid != self.program.pid());
+        all
+    }
+
+    /// The one process of a session that runs this program, such as `ambient-sidecar`.
+    ///
+    /// # Panics
+    /// When there is none, or more than one.
+    pub fn process(&self, id: &str, program: &str) -> Process {
+        let mut found = self.processes();
+        found.retain(|process| process.program() == program && process.mentions(id));
+        assert_eq!(found.len(), 1, "one {program} of {id}: {found:#?}");
+        found.remove(0)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its data folder.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The operator's API token.
+    ///
+    /// # Panics
+    /// When its file cannot be read.
+    pub fn operator_token(&self) -> String {
+        std::fs::read_to_string(self.data().join("operator-token"))
+            .expect("local writes an operator token")
+            .trim()
+            .to_owned()
+    }
+
+    /// PEM of the token endpoint's public key.
+    ///
+    /// # Panics
+    /// When its file cannot be read.
+    pub fn public_key(&self) -> String {
+        std::fs::read_to_string(self.data().join("keypair/public.pem"))
+            .expect("local writes its public key")
+    }
+
+    /// One request to the REST API with the operator's token; `path` follows the base path.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, Value) {
+        let url = format!("http://{}{BASE}{path}", self.addresses.rest);
+        let mut request = self
+            .client
+            .request(method, url)
+            .timeout(DEADLINE)
+            .bearer_auth(self.operator_token());
+        if let Some(body) = body {
+            request = request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body.to_string());
+        }
+        let answer = request.send().await.expect("the API server answers");
+        let status = answer.status();
+        let body = answer.text().await.expect("the answer is whole");
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// Creates a session.
+    ///
+    /// # Panics
+    /// When the API server refuses it.
+    pub async fn create(&self, session: NewSession) -> String {
+        let body = Some(session.into_json());
+        let (status, session) = self.request(Method::POST, "/sessions", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{session}");
+        session["id"].as_str().expect("a session has an id").into()
+    }
+
+    /// A session as it is now.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub async fn session(&self, id: &str) -> Session {
+        let (status, session) = self
+            .request(Method::GET, &format!("/sessions/{id}"), None)
+            .await;
+        assert_eq!(status, StatusCode::OK, "{session}");
+        serde_json::from_value(session).expect("a session")
+    }
+
+    /// All sessions that a search finds.
+    ///
+    /// # Panics
+    /// When the API server refuses the search.
+    pub async fn search(&self, search: &str) -> Vec<Session> {
+        let query: String = url::form_urlencoded::byte_serialize(search.as_bytes()).collect();
+        let path = format!("/sessions?size=1000&search={query}");
+        let (status, list) = self.request(Method::GET, &path, None).await;
+        assert_eq!(status, StatusCode::OK, "{list}");
+        let list: List<Session> = serde_json::from_value(list).expect("a list");
+        list.items
+    }
+
+    /// Starts a session again, or stops it.
+    ///
+    /// # Panics
+    /// When the API server refuses.
+    pub async fn act(&self, id: &str, action: &str) {
+        let path = format!("/sessions/{id}/{action}");
+        let (status, answer) = self.request(Method::POST, &path, None).await;
+        assert_eq!(status, StatusCode::OK, "{action}: {answer}");
+    }
+
+    /// Waits until a session is in this phase.
+    ///
+    /// # Panics
+    /// When it ends otherwise, or at the deadline.
+    pub async fn phase(&self, id: &str, wanted: Phase) -> Session {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let session = self.session(id).await;
+            let phase = Phase::of(session.phase.as_deref()).expect("a known phase");
+            if phase == wanted {
+                return session;
+            }
+            assert!(
+                !phase.is_terminal() && Instant::now() < deadline,
+                "session is {phase}, not {wanted}: {session:?}; {}",
+                self.scene(id)
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// Writes to a session as a person does.
+    ///
+    /// # Panics
+    /// When the API server refuses it.
+    pub async fn say(&self, id: &str, text: &str) {
+        let path = format!("/sessions/{id}/messages");
+        let body = json!({"event_type": "user", "payload": text});
+        let (status, answer) = self.request(Method::POST, &path, Some(body)).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+    }
+
+    /// All messages of a session.
+    ///
+    /// # Panics
+    /// When the API server refuses.
+    pub async fn messages(&self, id: &str) -> Vec<SessionMessage> {
+        let path = format!("/sessions/{id}/messages?after_seq=0");
+        let (status, messages) = self.request(Method::GET, &path, None).await;
+        assert_eq!(status, StatusCode::OK, "{messages}");
+        serde_json::from_value(messages).expect("a list of messages")
+    }
+
+    /// Waits for a message of this type with this text in it.
+    ///
+    /// # Panics
+    /// At the deadline.
+    pub async fn message(&self, id: &str, event_type: &str, part: &str) -> SessionMessage {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let messages = self.messages(id).await;
+            let found = messages
+                .iter()
+                .find(|it| it.event_type == event_type && it.payload.contains(part));
+            if let Some(message) = found {
+                return message.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no {event_type} message with {part:?} among {messages:#?}; {}",
+                self.scene(id)
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// The texts of all messages of a type, in order.
+    pub async fn texts(&self, id: &str, event_type: &str) -> Vec<String> {
+        let messages = self.messages(id).await;
+        messages
+            .into_iter()
+            .filter(|message| message.event_type == event_type)
+            .map(|message| message.payload)
+            .collect()
+    }
+
+    /// A session's folder.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn folder(&self, id: &str) -> PathBuf {
+        let mut folders = vec![self.data().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if entry.file_name() == *id {
+                        return entry.path();
+                    }
+                    folders.push(entry.path());
+                }
+            }
+        }
+        panic!("no folder of session {id} in {}", self.data().display());
+    }
+
+    /// A file of this name in a session's folder or below it.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn file(&self, id: &str, name: &str) -> PathBuf {
+        find(&self.folder(id), name)
+            .unwrap_or_else(|| panic!("no {name} in {}", self.folder(id).display()))
+    }
+
+    /// What a session's processes wrote, for a failed test.
+    fn scene(&self, id: &str) -> String {
+        let mut scene = String::new();
+        let mut folders = vec![self.data().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(path);
+                } else if path.display().to_string().contains(id)
+                    && path.extension().is_some_and(|it| it == "log")
+                {
+                    let log = std::fs::read_to_string(&path).unwrap_or_default();
+                    scene += &format!("\n--- {}\n{log}", path.display());
+                }
+            }
+        }
+        scene
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // Before its folder goes, so that nothing is written into it again.
+        self.program.kill_now();
+        processes::kill_all(&self.data.path().display().to_string());
+    }
+}
+
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let direct = folder.join(name);
+    if direct.exists() {
+        return Some(direct);
+    }
+    std::fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .find_map(|entry| find(&entry.path(), name))
+}
+
+async fn launch(
+    data: &Path,
+    flags: &[String],
+    env: &[(String, String)],
+    ports: Addresses,
+) -> (Running, Addresses) {
+    let mut program = Program::new("ambient-control-plane")
+        .arg("local")
+        .arg("--data-dir")
+        .arg(data)
+        .args(["--api-listen".to_owned(), ports.rest.to_string()])
+        .args(["--grpc-listen".to_owned(), ports.grpc.to_string()])
+        .args(["--token-listen".to_owned(), ports.token.to_string()])
+        .args(flags);
+    for (name, value) in env {
+        program = program.env(name, value);
+    }
+    let mut running = program.start();
+    let addresses = Addresses {
+        rest: running.listening("rest").await,
+        grpc: running.listening("grpc").await,
+        token: running.listening("token").await,
+    };
+    (running, addresses)
+}
