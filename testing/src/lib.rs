@@ -21,6 +21,7 @@ pub mod load;
 pub mod local;
 pub mod processes;
 pub mod programs;
+pub mod table;
 
 /// Longest wait for anything in a test. Long, since a shared machine can be slow; a test that
 /// passes never waits for it.

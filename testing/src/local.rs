@@ -5,6 +5,7 @@
 //! and stopped. All ports are free ones, and stay the same when it is killed and started again.
 
 use std::{
+    fmt::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -400,7 +401,7 @@ impl Local {
                     && path.extension().is_some_and(|it| it == "log")
                 {
                     let log = std::fs::read_to_string(&path).unwrap_or_default();
-                    scene += &format!("\n--- {}\n{log}", path.display());
+                    let _ = write!(scene, "\n--- {}\n{log}", path.display());
                 }
             }
         }
