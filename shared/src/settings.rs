@@ -115,7 +115,7 @@ fn invalid_argument(error: &clap::Error) -> Option<String> {
 
 /// `--token-url <URL>` to the variable of that flag, in the command or below it.
 fn variable_of(command: &Command, flag: &str) -> Option<String> {
-    let name = flag.trim_start_matches('-').split([' ', '=']).next()?;
+    let name = flag.trim_start_matches('-').split([' ', '=', '[']).next()?;
     command
         .get_arguments()
         .find(|arg| arg.get_long() == Some(name))
