@@ -9,9 +9,20 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
+use self::routes::Routes;
 use crate::{issuer::Issuer, keypair::Keys};
+
+mod answer;
+mod decrypt;
+mod exchange;
+mod limits;
+pub mod lookup;
+mod routes;
+mod server;
 
 /// How the endpoint is to be served.
 #[derive(Debug, Clone)]
@@ -72,7 +83,8 @@ pub enum EndpointError {
 /// The token endpoint, bound to its address.
 pub struct Endpoint {
     address: SocketAddr,
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
+    routes: Routes,
 }
 
 impl Endpoint {
@@ -80,16 +92,19 @@ impl Endpoint {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(settings: EndpointSettings, _parts: Parts) -> Result<Self, EndpointError> {
+    pub async fn bind(settings: EndpointSettings, parts: Parts) -> Result<Self, EndpointError> {
         let failed = |source| EndpointError::Listen {
             address: settings.listen,
             source,
         };
-        let listener = tokio::net::TcpListener::bind(settings.listen)
-            .await
-            .map_err(failed)?;
+        let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { address, listener })
+        info!(%address, port_of = "endpoint", "listening");
+        Ok(Self {
+            address,
+            listener,
+            routes: Routes::new(&settings, parts),
+        })
     }
 
     /// The address that it is bound to.
@@ -100,10 +115,9 @@ impl Endpoint {
     /// Serves until `shutdown`, then lets requests that have begun end.
     ///
     /// # Errors
-    /// None at present; a broken listener is waited for.
+    /// None at present: what fails at a listener later, such as too many open files, passes.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), EndpointError> {
-        shutdown.cancelled().await;
-        drop(self.listener);
+        server::serve(self.listener, Arc::new(self.routes), shutdown).await;
         Ok(())
     }
 }

@@ -1,1 +1,298 @@
-//! The `oidc` issuer: a token of the control plane's own, from an identity provider.
+//! The `oidc` issuer: the control plane's own token, from an identity provider.
+//!
+//! In: client credentials. Out: the newest token, to whoever asks, and to the control plane's own
+//! calls ([`OidcIssuer::subscribe`]). One task asks the provider, one request at a time, and renews
+//! at about half of the token's life; askers only read what it has, or wait for its next answer. So
+//! a hundred of them make one request, and one that goes away cuts off nobody's. While the provider
+//! is down the last token is handed out until it expires.
+
+use std::time::{Duration, SystemTime};
+
+use ambient_shared::{
+    clock::{self, Clock},
+    exit,
+    retry::{Backoff, Policy, Retry},
+    token::{ASSUMED_LIFE, Token},
+};
+use futures_util::future::BoxFuture;
+use metrics::{counter, gauge};
+use secrecy::SecretString;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use self::provider::{Failure, Provider};
+use super::{IssueError, Issuer, Subject};
+use crate::metrics::{OIDC_EXPIRY, OIDC_LAST_SUCCESS, OIDC_REQUESTS, TOKENS_ISSUED};
+
+mod provider;
+
+/// Longest wait for the provider's answer, both ways of signing in together.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest wait of one asker: shorter than the 10 s that clients of the token endpoint wait
+/// (contract section 1), so that they are told what is wrong.
+const ISSUE_LIMIT: Duration = Duration::from_secs(8);
+
+/// Shortest wait between two renewals.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Waits after failures. The cap is short: one client asks, and all sessions wait for it.
+const POLICY: Policy = Policy {
+    initial: Duration::from_millis(250),
+    max: Duration::from_secs(10),
+    brief: Duration::MAX,
+    longest_asked: Duration::from_secs(60),
+};
+
+/// Keeps one token of an identity provider fresh; [`OidcIssuer::run`] must run.
+#[derive(Debug)]
+pub struct OidcIssuer {
+    provider: Provider,
+    clock: Clock,
+    state: watch::Sender<State>,
+    token: watch::Sender<Option<Token>>,
+}
+
+/// What is known of the provider.
+#[derive(Debug, Clone, Default)]
+struct State {
+    held: Option<Held>,
+    /// Why the last request failed; none when it did not.
+    failure: Option<Failure>,
+    /// Requests that have ended.
+    ended: u64,
+    /// Whether a request is under way.
+    asking: bool,
+    /// The number of requests that must have ended before everybody who waits is content.
+    wanted: u64,
+}
+
+/// A token, and how it came.
+#[derive(Debug, Clone)]
+struct Held {
+    token: Token,
+    life: Option<Duration>,
+    since: Instant,
+}
+
+/// What an asker does.
+enum Choice {
+    Take(Token),
+    Fail(Failure),
+    /// Wait until so many requests have ended.
+    Wait(u64),
+}
+
+impl OidcIssuer {
+    /// Asks `token_url` by client credentials (RFC 6749, section 4.4).
+    pub fn new(
+        client: reqwest::Client,
+        token_url: Url,
+        client_id: String,
+        secret: SecretString,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            provider: Provider::new(client, token_url, client_id, secret),
+            clock,
+            state: watch::Sender::new(State::default()),
+            token: watch::Sender::new(None),
+        }
+    }
+
+    /// The newest token, for the control plane's own calls; none before the first.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Token>> {
+        self.token.subscribe()
+    }
+
+    /// Asks the provider until `shutdown`: at once, at about half of each token's life, when an
+    /// asker needs more life than is left, and after a failure with backoff.
+    ///
+    /// Cancel-safe: what was received is published before the next wait.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(POLICY);
+        let mut state = self.state.subscribe();
+        loop {
+            self.state.send_modify(|state| state.asking = true);
+            let asked_at = self.clock.now();
+            let answer = timeout(REQUEST_LIMIT, self.provider.ask(asked_at));
+            let Some(answer) = shutdown.run_until_cancelled(answer).await else {
+                return;
+            };
+            let answer = answer.unwrap_or_else(|_| Err(Failure::slow(REQUEST_LIMIT)));
+            let failed = answer.is_err();
+            let pause = self.settle(answer, asked_at, &mut backoff);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = sleep(pause) => {}
+                // After a failure nobody can hurry us: the provider has enough to do.
+                _ = state.wait_for(|state| state.wanted > state.ended), if !failed => {}
+            }
+        }
+    }
+
+    /// Publishes an answer; gives the wait before the next request.
+    fn settle(
+        &self,
+        answer: Result<Token, Failure>,
+        asked_at: SystemTime,
+        backoff: &mut Backoff,
+    ) -> Duration {
+        let result = answer.as_ref().map_or_else(Failure::label, |_| "ok");
+        counter!(OIDC_REQUESTS, "result" => result).increment(1);
+        match answer {
+            Ok(token) => {
+                backoff.reset();
+                let left = token.life_left(asked_at);
+                counter!(TOKENS_ISSUED, "issuer" => "oidc").increment(1);
+                gauge!(OIDC_LAST_SUCCESS).set(unix(asked_at));
+                if let Some(expiry) = token.expires_at() {
+                    gauge!(OIDC_EXPIRY).set(unix(expiry));
+                }
+                info!(
+                    token = %token.hash(),
+                    life_s = left.map(|left| left.as_secs()),
+                    "identity provider gave a token"
+                );
+                self.token.send_replace(Some(token.clone()));
+                self.state.send_modify(|state| {
+                    state.held = Some(Held {
+                        life: whole_life(&token, asked_at),
+                        token,
+                        since: Instant::now(),
+                    });
+                    state.failure = None;
+                    state.end_request();
+                });
+                let part = 0.5 - 0.1 * rand::random::<f64>();
+                left.unwrap_or(ASSUMED_LIFE).mul_f64(part).max(MIN_PAUSE)
+            }
+            Err(failure) => {
+                let asked_for = failure.retry_after().map_or(Retry::Backoff, Retry::After);
+                let pause = backoff.after(asked_for).unwrap_or(POLICY.max);
+                let error = self.error(failure.clone());
+                warn!(
+                    error = %exit::report(&error),
+                    retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+                    "identity provider gave no token"
+                );
+                self.state.send_modify(|state| {
+                    state.failure = Some(failure);
+                    state.end_request();
+                });
+                pause
+            }
+        }
+    }
+
+    async fn token_with(&self, min_life: Duration) -> Result<Token, IssueError> {
+        let mut state = self.state.subscribe();
+        let choice = state.borrow().choose(min_life, self.clock.now());
+        let failure = match choice {
+            Choice::Take(token) => return Ok(token),
+            Choice::Fail(failure) => Some(failure),
+            Choice::Wait(wanted) => {
+                self.state.send_if_modified(|state| state.want(wanted));
+                let answered = state.wait_for(|state| state.ended >= wanted);
+                match timeout(ISSUE_LIMIT, answered).await {
+                    Ok(Ok(state)) => state.failure.clone(),
+                    // The sender lives in self: only the time can have run out.
+                    Ok(Err(_)) | Err(_) => None,
+                }
+            }
+        };
+        // The best there is, even with less life than asked for.
+        let now = self.clock.now();
+        let held = self.state.borrow().valid(now).cloned();
+        held.map(|held| held.token)
+            .ok_or_else(|| self.error(failure.unwrap_or_else(|| Failure::slow(ISSUE_LIMIT))))
+    }
+
+    fn error(&self, failure: Failure) -> IssueError {
+        let url = self.provider.url().clone();
+        match failure {
+            Failure::Unreachable { reason, .. } => IssueError::Unreachable {
+                url,
+                source: reason.into(),
+            },
+            Failure::Refused(reason) => IssueError::Refused { url, reason },
+            Failure::Malformed(reason) => IssueError::Malformed { url, reason },
+        }
+    }
+}
+
+impl State {
+    fn choose(&self, min_life: Duration, now: SystemTime) -> Choice {
+        let down = !self.asking && self.failure.is_some();
+        if let Some(held) = self.valid(now) {
+            let enough = held
+                .token
+                .life_left(now)
+                .is_none_or(|left| left >= min_life);
+            // As much as the provider can give: it may hand out the same token for a while.
+            let young = held.since.elapsed() < (held.life.unwrap_or_default() / 10).max(MIN_PAUSE);
+            if enough || young || down {
+                return Choice::Take(held.token.clone());
+            }
+        }
+        match &self.failure {
+            Some(failure) if down => Choice::Fail(failure.clone()),
+            _ => Choice::Wait(self.ended + 1),
+        }
+    }
+
+    fn valid(&self, now: SystemTime) -> Option<&Held> {
+        self.held
+            .as_ref()
+            .filter(|held| !held.token.is_expired(now))
+    }
+
+    /// Says whether that is news.
+    fn want(&mut self, wanted: u64) -> bool {
+        let news = wanted > self.wanted;
+        self.wanted = self.wanted.max(wanted);
+        news
+    }
+
+    fn end_request(&mut self) {
+        self.ended += 1;
+        self.asking = false;
+    }
+}
+
+impl Issuer for OidcIssuer {
+    fn issue<'a>(
+        &'a self,
+        _subject: &'a Subject,
+        min_life: Duration,
+    ) -> BoxFuture<'a, Result<Token, IssueError>> {
+        Box::pin(self.token_with(min_life))
+    }
+
+    fn life(&self) -> Option<Duration> {
+        self.state.borrow().held.as_ref()?.life
+    }
+}
+
+/// From the JWT's own times where it has them: a provider may hand out a token that is not new.
+fn whole_life(token: &Token, received_at: SystemTime) -> Option<Duration> {
+    let expires_at = token.expires_at()?;
+    let since = token.issued_at().unwrap_or(received_at).min(received_at);
+    expires_at.duration_since(since).ok()
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are f64; exact until the year 285 million"
+)]
+fn unix(time: SystemTime) -> f64 {
+    clock::unix_seconds(time) as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Answers of the token endpoint, by contract section 1. Error bodies are plain text of one line.
+
+use std::time::{Duration, SystemTime};
+
+use ambient_shared::{clock, token::Token};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::Full;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+pub(super) type Body = Full<Bytes>;
+pub(super) type Response = http::Response<Body>;
+
+/// How long others may keep our JWKS. A new key is published two minutes before it is used
+/// (design: issuer of tokens); this must be shorter.
+const JWKS_CACHE: &str = "public, max-age=60";
+
+/// The last second of the year 9999, beyond which RFC 3339 has no times.
+const LAST_TIME: u64 = 253_402_300_799;
+
+/// Why a caller gets no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// No `Authorization` header.
+    NoHeader,
+    /// Another scheme than `Bearer`.
+    NotBearer,
+    /// Not base64 of a ciphertext of any accepted key's length.
+    NotBase64,
+    /// No accepted key decrypts it.
+    Undecryptable,
+    /// Made by the right key, at a wrong time; the server's time helps to mend it.
+    StaleProof(SystemTime),
+    /// Decrypted, but the id or the proof is wrong, or there is no proof: nothing shows that the
+    /// caller is a session.
+    Unproven,
+    /// The caller is a session, but may not have a token. Answered like [`Refusal::Unproven`].
+    Inactive,
+    /// The source address has used up its share of failures.
+    SourceLimited(Duration),
+    /// The session has used up its share of tokens.
+    SessionLimited(Duration),
+    /// The line for decryption is full.
+    Overloaded,
+    /// Where the session stands is not known yet.
+    NotSynced,
+    /// The issuer has no token.
+    NoToken,
+}
+
+impl Refusal {
+    /// For metrics and logs.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::NoHeader => "no_header",
+            Self::NotBearer => "not_bearer",
+            Self::NotBase64 => "not_base64",
+            Self::Undecryptable => "undecryptable",
+            Self::StaleProof(_) => "stale_proof",
+            Self::Unproven => "unproven",
+            Self::Inactive => "inactive",
+            Self::SourceLimited(_) => "source_limited",
+            Self::SessionLimited(_) => "session_limited",
+            Self::Overloaded => "overloaded",
+            Self::NotSynced => "not_synced",
+            Self::NoToken => "no_token",
+        }
+    }
+
+    /// Whether it is charged to the source address: the caller has not shown who it is.
+    pub(super) fn before_authentication(self) -> bool {
+        match self {
+            Self::NoHeader
+            | Self::NotBearer
+            | Self::NotBase64
+            | Self::Undecryptable
+            | Self::Unproven => true,
+            Self::StaleProof(_)
+            | Self::Inactive
+            | Self::SourceLimited(_)
+            | Self::SessionLimited(_)
+            | Self::Overloaded
+            | Self::NotSynced
+            | Self::NoToken => false,
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        match self {
+            Self::NoHeader => unauthorized("the Authorization header is missing\n"),
+            Self::NotBearer => unauthorized("the Authorization scheme is not Bearer\n"),
+            Self::NotBase64 => unauthorized("the bearer is not base64 of a ciphertext\n"),
+            Self::Undecryptable => unauthorized("the bearer cannot be decrypted\n"),
+            Self::StaleProof(now) => stale(now),
+            Self::Unproven | Self::Inactive => text(StatusCode::FORBIDDEN, "no token for you\n"),
+            Self::SourceLimited(wait) | Self::SessionLimited(wait) => {
+                later(StatusCode::TOO_MANY_REQUESTS, "too many requests\n", wait)
+            }
+            Self::Overloaded => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded\n",
+                Duration::from_secs(1),
+            ),
+            Self::NotSynced => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "sessions are not known yet\n",
+                Duration::from_secs(2),
+            ),
+            Self::NoToken => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "a token could not be obtained\n",
+            ),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Granted<'a> {
+    token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+}
+
+/// 200 with the token.
+pub(super) fn granted(token: &Token) -> Response {
+    let expires_at = token
+        .expires_at()
+        .filter(|time| clock::unix_seconds(*time) <= LAST_TIME)
+        .map(|time| humantime::format_rfc3339_seconds(time).to_string());
+    let granted = Granted {
+        token: token.expose(),
+        expires_at,
+    };
+    let Ok(json) = serde_json::to_vec(&granted) else {
+        // Two texts can always be written.
+        return Refusal::NoToken.into_response();
+    };
+    let mut response = json_answer(Bytes::from_owner(Zeroizing::new(json)));
+    set(&mut response, header::CACHE_CONTROL, "no-store");
+    response
+}
+
+pub(super) fn healthy() -> Response {
+    text(StatusCode::OK, "ok")
+}
+
+pub(super) fn jwks(jwks: Bytes) -> Response {
+    let mut response = json_answer(jwks);
+    set(&mut response, header::CACHE_CONTROL, JWKS_CACHE);
+    response
+}
+
+pub(super) fn not_found() -> Response {
+    text(StatusCode::NOT_FOUND, "not found\n")
+}
+
+pub(super) fn method_not_allowed() -> Response {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n");
+    set(&mut response, header::ALLOW, "GET");
+    response
+}
+
+fn unauthorized(why: &'static str) -> Response {
+    let mut response = text(StatusCode::UNAUTHORIZED, why);
+    set(&mut response, header::WWW_AUTHENTICATE, "Bearer");
+    response
+}
+
+/// The date is ours, not the HTTP library's: the same clock that judged the proof.
+fn stale(now: SystemTime) -> Response {
+    let mut response = unauthorized("proof stale\n");
+    let seconds = clock::unix_seconds(now);
+    if seconds <= LAST_TIME
+        && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+    {
+        response.headers_mut().insert(header::DATE, date);
+    }
+    response
+}
+
+fn later(status: StatusCode, why: &'static str, wait: Duration) -> Response {
+    let mut response = text(status, why);
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let after = HeaderValue::from(seconds.max(1));
+    response.headers_mut().insert(header::RETRY_AFTER, after);
+    response
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    set(
+        &mut response,
+        header::CONTENT_TYPE,
+        "text/plain; charset=utf-8",
+    );
+    response
+}
+
+fn json_answer(body: Bytes) -> Response {
+    let mut response = Response::new(Full::new(body));
+    set(&mut response, header::CONTENT_TYPE, "application/json");
+    response
+}
+
+fn set(response: &mut Response, name: header::HeaderName, value: &'static str) {
+    response
+        .headers_mut()
+        .insert(name, HeaderValue::from_static(value));
+}

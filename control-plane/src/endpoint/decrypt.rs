@@ -1,0 +1,143 @@
+//! From ciphertext to session id: the cache of known ciphertexts, and RSA on a bounded pool.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use ambient_shared::session::SessionId;
+use aws_lc_rs::digest;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use metrics::counter;
+use moka::future::Cache;
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use crate::{
+    keypair::Keys,
+    metrics::{CIPHERTEXT_CACHE, DECRYPTIONS},
+};
+
+/// Most ciphertexts that are known: a runner makes one for its whole life, and some 10,000
+/// sessions run at a time. At most some 12 MiB, with the longest ids.
+const KNOWN: u64 = 20_000;
+
+/// How long a ciphertext is known; decrypting it once an hour costs nothing.
+const KNOWN_FOR: Duration = Duration::from_hours(1);
+
+/// How many may wait for a core: at 1.3 ms each (RSA-4096) the last waits 0.17 s. Who would wait
+/// longer is told so at once.
+const LINE_PER_CORE: usize = 128;
+
+/// Opens ciphertexts.
+pub(super) struct Decryptor {
+    keys: Arc<Keys>,
+    known: Cache<[u8; 32], SessionId>,
+    fingerprint: [u8; 32],
+    /// Who waits or works.
+    line: Arc<Semaphore>,
+    /// Who works.
+    cores: Arc<Semaphore>,
+}
+
+/// A well-formed ciphertext.
+pub(super) struct Ciphertext {
+    bytes: Vec<u8>,
+    /// Of the bytes and the accepted keys.
+    digest: [u8; 32],
+}
+
+/// Why a ciphertext was not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OpenError {
+    /// Too many wait already.
+    Overloaded,
+    /// No accepted key opens it.
+    Undecryptable,
+}
+
+impl Decryptor {
+    pub(super) fn new(keys: Arc<Keys>) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self::with_pool(keys, cores, LINE_PER_CORE * cores)
+    }
+
+    /// `cores` decrypt at a time, and `waiting` more may wait.
+    fn with_pool(keys: Arc<Keys>, cores: usize, waiting: usize) -> Self {
+        Self {
+            fingerprint: keys.fingerprint(),
+            keys,
+            known: Cache::builder()
+                .max_capacity(KNOWN)
+                .time_to_live(KNOWN_FOR)
+                .build(),
+            line: Arc::new(Semaphore::new(cores + waiting)),
+            cores: Arc::new(Semaphore::new(cores)),
+        }
+    }
+
+    /// The ciphertext in a bearer, if its length is that of an accepted key's and it is strict
+    /// base64: padded, standard alphabet, nothing else.
+    pub(super) fn parse(&self, bearer: &str) -> Option<Ciphertext> {
+        let padding = bearer.len() - bearer.trim_end_matches('=').len();
+        let length = (bearer.len() / 4 * 3).checked_sub(padding)?;
+        if !self.keys.fits(length) {
+            return None;
+        }
+        let bytes = STANDARD.decode(bearer).ok()?;
+        let mut digest = digest::Context::new(&digest::SHA256);
+        digest.update(&self.fingerprint);
+        digest.update(&bytes);
+        let digest = digest.finish().as_ref().try_into().ok()?;
+        Some(Ciphertext { bytes, digest })
+    }
+
+    /// The session whose ciphertext passed every check before.
+    pub(super) async fn known(&self, ciphertext: &Ciphertext) -> Option<SessionId> {
+        let known = self.known.get(&ciphertext.digest).await;
+        let result = if known.is_some() { "hit" } else { "miss" };
+        counter!(CIPHERTEXT_CACHE, "result" => result).increment(1);
+        known
+    }
+
+    /// To be called only once everything else about the request was right: what is known is not
+    /// for callers to fill.
+    pub(super) async fn remember(&self, ciphertext: &Ciphertext, id: SessionId) {
+        self.known.insert(ciphertext.digest, id).await;
+    }
+
+    /// Decrypts off the async threads.
+    ///
+    /// Cancel-safe: who goes away leaves the line; a decryption that has begun is ended, and holds
+    /// its place until then.
+    pub(super) async fn open(
+        &self,
+        ciphertext: &Ciphertext,
+    ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        let opened = self.open_in_line(ciphertext).await;
+        let result = match &opened {
+            Ok(_) => "ok",
+            Err(OpenError::Overloaded) => "overloaded",
+            Err(OpenError::Undecryptable) => "failed",
+        };
+        counter!(DECRYPTIONS, "result" => result).increment(1);
+        opened
+    }
+
+    async fn open_in_line(&self, ciphertext: &Ciphertext) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        let place = Arc::clone(&self.line).try_acquire_owned();
+        let place = place.map_err(|_| OpenError::Overloaded)?;
+        let core = Arc::clone(&self.cores).acquire_owned().await;
+        let core = core.map_err(|_| OpenError::Overloaded)?;
+        let keys = Arc::clone(&self.keys);
+        let bytes = ciphertext.bytes.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let opened = keys.open(&bytes);
+            drop((core, place));
+            opened
+        });
+        // It fails only when the program ends.
+        let opened = work.await.map_err(|_| OpenError::Overloaded)?;
+        opened.ok_or(OpenError::Undecryptable)
+    }
+}
+
+#[cfg(test)]
+mod tests;
