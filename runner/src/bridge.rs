@@ -1,1 +1,227 @@
-//! Carries the agent's messages to the session and back.
+//! Carries messages between the session and the agent: order, exactly once, back-pressure.
+//!
+//! ```text
+//! server ═stream═▶ feed ─inbox─▶ hand-over ─▶ agent's stdin
+//! server ◀─push── pusher ◀─spool─ listener ◀─ agent's stdout
+//! ```
+//!
+//! The first thing in the spool is a start message. The `seq` that the server gives it says how far
+//! the stream must be replayed to know everything that earlier runners handed over, for the stream
+//! itself does not mark where the replay ends.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use ambient_shared::{api::Api, clock::Clock, session::SessionId};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use self::{
+    inbound::{Beginning, Inbound},
+    outbound::{Listener, push::Pusher},
+    remote::Remote,
+    spool::{Outgoing, Spool},
+};
+use crate::{
+    agent::{AgentIo, AgentPipes, mask::Masker},
+    token::refresher::TokenHandle,
+};
+
+pub(crate) mod format;
+mod inbound;
+mod outbound;
+mod remote;
+mod spool;
+
+pub(crate) use self::spool::SpoolError;
+
+/// How long after the agent's end its last messages may take: an API server that restarts, even on
+/// another machine, is back by then.
+const FLUSH_AFTER_END: Duration = Duration::from_mins(5);
+
+/// How long after a shutdown is asked for. A pod has 60 s from SIGTERM to SIGKILL.
+const FLUSH_AFTER_SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// Whose messages are carried, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct BridgeSettings {
+    /// The session.
+    pub(crate) session: SessionId,
+    /// What the agent's lines look like.
+    pub(crate) io: AgentIo,
+    /// After how many turns the agent's stdin is closed; 0: never.
+    pub(crate) turns: u32,
+    /// Where messages wait for the server.
+    pub(crate) spool_dir: PathBuf,
+    /// Handed over when the session has no user message.
+    pub(crate) initial_prompt: Option<String>,
+    /// Put before the first user message.
+    pub(crate) preamble: Option<String>,
+    /// Whether the session was started before: then neither of the two is used.
+    pub(crate) is_resume: bool,
+}
+
+/// Why messages are carried no longer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BridgeError {
+    /// Messages cannot be kept.
+    #[error("messages cannot be kept until they are pushed")]
+    Spool(#[from] SpoolError),
+    /// The server refuses this session, and did so for a while.
+    #[error(
+        "the API server refuses to {call} messages of this session; does it exist, and may its \
+         token do so?"
+    )]
+    Denied {
+        /// `push` or `watch`.
+        call: &'static str,
+        /// The server's answer.
+        source: Box<tonic::Status>,
+    },
+}
+
+/// Carries the messages of one agent.
+pub(crate) struct Bridge {
+    settings: BridgeSettings,
+    remote: Remote,
+    masker: Masker,
+    clock: Clock,
+    spool: Arc<Spool>,
+}
+
+impl Bridge {
+    /// Opens the spool; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the spool's folder cannot be used.
+    pub(crate) fn new(
+        settings: BridgeSettings,
+        api: Api,
+        tokens: TokenHandle,
+        masker: Masker,
+        clock: Clock,
+    ) -> Result<Self, BridgeError> {
+        let session = settings.session.clone();
+        let spool = Spool::open(&settings.spool_dir, &session, spool::CAPACITY)?;
+        Ok(Self {
+            remote: Remote {
+                api,
+                session,
+                tokens,
+            },
+            spool: Arc::new(spool),
+            settings,
+            masker,
+            clock,
+        })
+    }
+
+    /// Carries messages until the agent's stdout has ended and everything is pushed; at most 5
+    /// minutes after that end, and at most 30 s after `shutdown`. What was not pushed by then
+    /// stays in the spool, and is counted in the log.
+    ///
+    /// With the I/O mode `none` nothing is handed over, and the output is read and dropped.
+    ///
+    /// # Errors
+    /// When the server refuses this session. The agent should be ended then: its output goes
+    /// nowhere.
+    pub(crate) async fn run(
+        self,
+        pipes: AgentPipes,
+        shutdown: CancellationToken,
+    ) -> Result<(), BridgeError> {
+        self.carry(pipes.stdin, pipes.stdout, shutdown).await
+    }
+
+    async fn carry<W, R>(
+        self,
+        stdin: W,
+        stdout: R,
+        shutdown: CancellationToken,
+    ) -> Result<(), BridgeError>
+    where
+        W: AsyncWrite + Unpin,
+        R: AsyncRead + Unpin,
+    {
+        let spool = self.spool;
+        let settings = self.settings;
+        // Ends the hand-over: when the agent has ended, or is about to.
+        let no_more_input = shutdown.child_token();
+        let agent_ended = CancellationToken::new();
+        let turns_over = CancellationToken::new();
+        let start = Outgoing::new(format::runner_started(settings.is_resume));
+        let (started, start_seen) = watch::channel(None);
+
+        let pusher = Pusher {
+            remote: self.remote.clone(),
+            spool: Arc::clone(&spool),
+            clock: self.clock,
+            start: start.id,
+            started,
+        };
+        let listener = Listener {
+            stdout,
+            io: settings.io,
+            masker: self.masker,
+            spool: Arc::clone(&spool),
+            turns: settings.turns,
+            turns_over: turns_over.clone(),
+        };
+        let inbound = Inbound {
+            stdin,
+            io: settings.io,
+            beginning: Beginning {
+                prompt: settings.initial_prompt,
+                preamble: settings.preamble,
+                is_resume: settings.is_resume,
+            },
+            remote: self.remote,
+            spool: Arc::clone(&spool),
+            started: start_seen,
+            turns_over,
+            stop: no_more_input.clone(),
+        };
+
+        let listen = async {
+            spool.append(start).await;
+            listener.run().await;
+            agent_ended.cancel();
+            no_more_input.cancel();
+            Ok(())
+        };
+        let agent = async {
+            // The agent's stdin stays open until its output has ended.
+            tokio::try_join!(listen, inbound.run())?;
+            spool.finish();
+            Ok(())
+        };
+        let carried = async { tokio::try_join!(agent, pusher.run()).map(drop) };
+        let deadline = async {
+            tokio::select! {
+                () = after(&shutdown, FLUSH_AFTER_SHUTDOWN) => {}
+                () = after(&agent_ended, FLUSH_AFTER_END) => {}
+            }
+        };
+        let result = tokio::select! {
+            result = carried => result,
+            () = deadline => Ok(()),
+        };
+        match spool.waiting().await {
+            (0, _) => info!("all messages are pushed"),
+            (messages, bytes) => error!(messages, bytes, "messages stay unsent in the spool"),
+        }
+        result
+    }
+}
+
+async fn after(event: &CancellationToken, limit: Duration) {
+    event.cancelled().await;
+    sleep(limit).await;
+}
+
+#[cfg(test)]
+mod tests;
