@@ -23,7 +23,7 @@ use ambient_shared::{
 use ambient_testing::{
     keypair::RsaKey,
     load::{self, Outcome, Plan},
-    local::{Local, NewSession},
+    local::{NewSession, Setup},
     programs::{Program, Running},
     table::{Table, machine, milliseconds},
 };
@@ -89,7 +89,10 @@ async fn main() {
     .await;
     drop(server);
 
-    let local = Local::start_with(&["--token-ttl", "15m"], &[("CP_RATE_LIMITS", "off")]).await;
+    let local = Setup::new(&["--token-ttl", "15m"])
+        .env("CP_RATE_LIMITS", "off")
+        .start()
+        .await;
     let key = PublicKey::from_pem(&local.public_key()).expect("a public key");
     let mut clients = Vec::new();
     for _ in 0..settings.sessions {

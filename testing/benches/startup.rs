@@ -15,7 +15,7 @@ use std::{
 use ambient_shared::phase::Phase;
 use ambient_testing::{
     load::percentile,
-    local::{Local, NewSession},
+    local::{Local, NewSession, Setup},
     programs::{Program, binary},
     table::{Table, machine, milliseconds},
 };
@@ -40,7 +40,10 @@ struct Settings {
 async fn main() {
     let settings = Settings::parse();
     println!("machine: {}\n", machine());
-    let local = Local::start_with(&["--token-ttl", "15m"], &[("CP_RATE_LIMITS", "off")]).await;
+    let local = Setup::new(&["--token-ttl", "15m"])
+        .env("CP_RATE_LIMITS", "off")
+        .start()
+        .await;
     let session = NewSession::command(&["sleep", "3600"]).io("none");
     let id = local.create(session).await;
     local.phase(&id, Phase::Running).await;

@@ -6,6 +6,7 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     DEADLINE,
     processes::{self, Process},
-    programs::{Program, Running},
+    programs::{Program, Running, binary},
 };
 
 /// How often a state is asked for that nothing announces.
@@ -33,12 +34,125 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Local {
     data: TempDir,
-    flags: Vec<String>,
-    env: Vec<(String, String)>,
+    setup: Setup,
+    binary: PathBuf,
+    _binaries: TempDir,
     addresses: Addresses,
     client: reqwest::Client,
     /// The program.
     pub program: Running,
+}
+
+/// A `local` that is to be started.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    flags: Vec<String>,
+    env: Vec<(String, String)>,
+    runner_env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// One with these flags beside `--data-dir` and those of the listeners.
+    pub fn new(flags: &[&str]) -> Self {
+        Self {
+            flags: flags.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// With this variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With this variable in the environment of all its runners, whatever it would give them
+    /// itself.
+    #[must_use]
+    pub fn runner_env(mut self, name: &str, value: &str) -> Self {
+        self.runner_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it on a new folder.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(self) -> Local {
+        let data = tempfile::tempdir().expect("a folder");
+        let binaries = tempfile::tempdir().expect("a folder");
+        let binary = self.binaries(binaries.path());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let ports = Addresses {
+            rest: any,
+            grpc: any,
+            token: any,
+        };
+        let (program, addresses) = self.launch(&binary, data.path(), ports).await;
+        Local {
+            data,
+            binary,
+            addresses,
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+            program,
+            setup: self,
+            _binaries: binaries,
+        }
+    }
+
+    /// The control plane's binary; where runners get more variables, a copy of it beside a runner
+    /// that sets them, since it takes the programs that lie beside its own binary.
+    fn binaries(&self, folder: &Path) -> PathBuf {
+        if self.runner_env.is_empty() {
+            return binary("ambient-control-plane");
+        }
+        for name in ["ambient-control-plane", "ambient-sidecar"] {
+            // Not a symlink, which the program would look through.
+            let copy = folder.join(name);
+            if fs::hard_link(binary(name), &copy).is_err() {
+                fs::copy(binary(name), &copy).expect("a copy");
+            }
+        }
+        let mut script = "#!/bin/sh\n".to_owned();
+        for (name, value) in &self.runner_env {
+            let value = value.replace('\'', "'\\''");
+            let _ = writeln!(script, "export {name}='{value}'");
+        }
+        let _ = writeln!(
+            script,
+            "exec '{}' \"$@\"",
+            binary("ambient-runner").display()
+        );
+        let runner = folder.join("ambient-runner");
+        ambient_shared::swap::write_atomic(&runner, script.as_bytes(), 0o755).expect("a script");
+        folder.join("ambient-control-plane")
+    }
+
+    async fn launch(&self, binary: &Path, data: &Path, ports: Addresses) -> (Running, Addresses) {
+        let mut program = Program::at(binary)
+            .env("AMBIENT_LOG_FORMAT", "json")
+            .arg("local")
+            .arg("--data-dir")
+            .arg(data)
+            .args(["--api-listen".to_owned(), ports.rest.to_string()])
+            .args(["--grpc-listen".to_owned(), ports.grpc.to_string()])
+            .args(["--token-listen".to_owned(), ports.token.to_string()])
+            .args(&self.flags);
+        for (name, value) in &self.env {
+            program = program.env(name, value);
+        }
+        let mut running = program.start();
+        let addresses = Addresses {
+            rest: running.listening("rest").await,
+            grpc: running.listening("grpc").await,
+            token: running.listening("endpoint").await,
+        };
+        (running, addresses)
+    }
 }
 
 /// Where a `local` listens.
@@ -112,38 +226,7 @@ impl Local {
     /// # Panics
     /// When it does not come up.
     pub async fn start(flags: &[&str]) -> Self {
-        Self::start_with(flags, &[]).await
-    }
-
-    /// Starts one with these variables in its environment.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    pub async fn start_with(flags: &[&str], env: &[(&str, &str)]) -> Self {
-        let data = tempfile::tempdir().expect("a folder");
-        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
-        let env: Vec<_> = env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let ports = Addresses {
-            rest: any,
-            grpc: any,
-            token: any,
-        };
-        let (program, addresses) = launch(data.path(), &flags, &env, ports).await;
-        Self {
-            data,
-            flags,
-            env,
-            addresses,
-            client: reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .expect("a client"),
-            program,
-        }
+        Setup::new(flags).start().await
     }
 
     /// Kills it with SIGKILL; sessions go on.
@@ -156,8 +239,10 @@ impl Local {
     /// # Panics
     /// When it does not come up.
     pub async fn start_again(&mut self) {
-        let (program, addresses) =
-            launch(self.data.path(), &self.flags, &self.env, self.addresses).await;
+        let again = self
+            .setup
+            .launch(&self.binary, self.data.path(), self.addresses);
+        let (program, addresses) = again.await;
         self.program = program;
         self.addresses = addresses;
     }
@@ -196,7 +281,7 @@ impl Local {
     /// # Panics
     /// When its file cannot be read.
     pub fn operator_token(&self) -> String {
-        std::fs::read_to_string(self.data().join("operator-token"))
+        fs::read_to_string(self.data().join("operator-token"))
             .expect("local writes an operator token")
             .trim()
             .to_owned()
@@ -207,7 +292,7 @@ impl Local {
     /// # Panics
     /// When its file cannot be read.
     pub fn public_key(&self) -> String {
-        std::fs::read_to_string(self.data().join("keypair/public.pem"))
+        fs::read_to_string(self.data().join("keypair/public.pem"))
             .expect("local writes its public key")
     }
 
@@ -367,7 +452,7 @@ impl Local {
     pub fn folder(&self, id: &str) -> PathBuf {
         let mut folders = vec![self.data().to_owned()];
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     if entry.file_name() == *id {
                         return entry.path();
@@ -393,14 +478,14 @@ impl Local {
         let mut scene = String::new();
         let mut folders = vec![self.data().to_owned()];
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let path = entry.path();
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     folders.push(path);
                 } else if path.display().to_string().contains(id)
                     && path.extension().is_some_and(|it| it == "log")
                 {
-                    let log = std::fs::read_to_string(&path).unwrap_or_default();
+                    let log = fs::read_to_string(&path).unwrap_or_default();
                     let _ = write!(scene, "\n--- {}\n{log}", path.display());
                 }
             }
@@ -422,35 +507,9 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     if direct.exists() {
         return Some(direct);
     }
-    std::fs::read_dir(folder)
+    fs::read_dir(folder)
         .ok()?
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .find_map(|entry| find(&entry.path(), name))
-}
-
-async fn launch(
-    data: &Path,
-    flags: &[String],
-    env: &[(String, String)],
-    ports: Addresses,
-) -> (Running, Addresses) {
-    let mut program = Program::new("ambient-control-plane")
-        .arg("local")
-        .arg("--data-dir")
-        .arg(data)
-        .args(["--api-listen".to_owned(), ports.rest.to_string()])
-        .args(["--grpc-listen".to_owned(), ports.grpc.to_string()])
-        .args(["--token-listen".to_owned(), ports.token.to_string()])
-        .args(flags);
-    for (name, value) in env {
-        program = program.env(name, value);
-    }
-    let mut running = program.start();
-    let addresses = Addresses {
-        rest: running.listening("rest").await,
-        grpc: running.listening("grpc").await,
-        token: running.listening("token").await,
-    };
-    (running, addresses)
 }
