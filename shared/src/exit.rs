@@ -8,6 +8,8 @@ pub const CONFIG: u8 = 78;
 pub const UNAVAILABLE: u8 = 69;
 /// A fault of the program or machine (`EX_SOFTWARE`).
 pub const SOFTWARE: u8 = 70;
+/// The command was ended because its time was over (timeout(1)).
+pub const TIMED_OUT: u8 = 124;
 /// The command was found but cannot be executed (POSIX shell).
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The command was not found (POSIX shell).
@@ -34,20 +36,26 @@ pub fn report(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Says on stderr, and in the termination log when there is one, why the program ends.
+pub fn last_words(program: &str, line: &str) {
+    last_words_to(program, line, Path::new(TERMINATION_LOG));
+}
+
+/// As [`last_words`], with another termination log. That one is made when it is not there.
 #[expect(
     clippy::print_stderr,
     reason = "last words; logging may not be set up yet"
 )]
-pub fn last_words(program: &str, line: &str) {
+pub fn last_words_to(program: &str, line: &str, log: &Path) {
     eprintln!("{program}: {line}");
-    write_termination_log(Path::new(TERMINATION_LOG), line);
+    write_termination_log(log, line);
 }
 
-/// Never makes the file: outside Kubernetes there is none.
+/// Never makes the default file: outside Kubernetes there is none.
 fn write_termination_log(path: &Path, line: &str) {
     if let Ok(mut log) = std::fs::OpenOptions::new()
         .write(true)
         .truncate(true)
+        .create(path != Path::new(TERMINATION_LOG))
         .open(path)
     {
         let _ = log.write_all(line.as_bytes());

@@ -1,0 +1,1 @@
+//! The refresher without a network, on a paused clock.
