@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -48,7 +48,7 @@ pub struct Plan {
 }
 
 /// What came of it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outcome {
     /// Answers by status.
     pub statuses: BTreeMap<u16, u64>,
@@ -85,6 +85,16 @@ impl Outcome {
         }
         self.broken += other.broken;
         self.latencies.extend(other.latencies);
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outcome")
+            .field("statuses", &self.statuses)
+            .field("broken", &self.broken)
+            .field("elapsed", &self.elapsed)
+            .finish_non_exhaustive()
     }
 }
 

@@ -43,7 +43,7 @@ async fn assert_always_fresh(local: &Local, id: &str, ways: &str) {
         .await
         .iter()
         .map(|line| {
-            let mut words = line.split(' ').skip(1).map(|word| word.parse());
+            let mut words = line.split(' ').skip(1).map(str::parse);
             match (words.next(), words.next()) {
                 (Some(Ok(now)), Some(Ok(exp))) => (now, exp),
                 _ => panic!("{ways}: not a line of the agent: {line:?}"),
