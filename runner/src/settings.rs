@@ -86,6 +86,8 @@ pub struct Settings {
     pub(crate) hold_back: Vec<String>,
     /// Where the sidecar writes its addresses.
     pub(crate) sidecar_addresses: Option<PathBuf>,
+    /// Made when the agent has been started, for who waits for that.
+    pub(crate) started_file: Option<PathBuf>,
     /// Admin port.
     pub(crate) admin_listen: SocketAddr,
     /// How log lines look.
@@ -268,6 +270,10 @@ struct Arguments {
     #[arg(long, env = "AMBIENT_SIDECAR_ADDRESSES")]
     sidecar_addresses: Option<PathBuf>,
 
+    /// File that is made when the agent has been started.
+    #[arg(long, env = "AMBIENT_STARTED_FILE")]
+    started_file: Option<PathBuf>,
+
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "AMBIENT_ADMIN_LISTEN", default_value = "127.0.0.1:0")]
     admin_listen: SocketAddr,
@@ -438,6 +444,7 @@ fn check(from: Arguments, secrets: Secrets) -> Result<Settings, InvalidSettings>
         timeout: (from.timeout > 0).then(|| Duration::from_secs(from.timeout)),
         hold_back,
         sidecar_addresses: from.sidecar_addresses,
+        started_file: from.started_file,
         admin_listen: from.admin_listen,
         log_format: from.log_format,
         log_level: from.log_level,
