@@ -7,6 +7,7 @@
 )]
 //! The whole system: real binaries, real sockets, real processes, as a person meets it.
 
+mod agent;
 mod demo;
 mod endpoint;
 mod faults;
