@@ -19,6 +19,7 @@ use crate::settings;
 pub(crate) mod addresses;
 pub(crate) mod hook;
 pub(crate) mod leftovers;
+pub(crate) mod lives;
 pub(crate) mod mask;
 pub(crate) mod passthrough;
 pub(crate) mod reaper;
@@ -169,8 +170,13 @@ impl AgentEnvironment {
 
     /// Adds a variable, or replaces it.
     pub(crate) fn set(&mut self, name: &str, value: impl Into<OsString>) {
-        self.0.retain(|(known, _)| known != name);
+        self.remove(name);
         self.0.push((name.into(), value.into()));
+    }
+
+    /// Takes a variable away.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
     }
 
     /// Gives a command these variables and no others.

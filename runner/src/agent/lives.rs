@@ -1,0 +1,273 @@
+//! Runs the agent to its end, again after each end that was for a restart.
+//!
+//! In: settings, a supervisor, the agent's environment. Out: exit code and last words. Each life
+//! has its own stdio: a bridge when messages are on, else the runner's own, masked.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use ambient_shared::{
+    api::Api,
+    clock::Clock,
+    exit,
+    swap::write_atomic,
+    tasks::{TaskFailure, Tasks},
+};
+use metrics::{counter, gauge};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Agent, AgentEnvironment, AgentIo, RunningAgent,
+    mask::Masker,
+    passthrough::{Input, copy_masked},
+    reaper::Reaper,
+    signals,
+    supervisor::{Outcome, Supervisor, Why},
+    sys::{self, Ended},
+};
+use crate::{
+    bridge::{Bridge, BridgeError, BridgeSettings, format},
+    failure::Cause,
+    metrics as names,
+    settings::Settings,
+    token::refresher::TokenHandle,
+};
+
+/// Longest time from the agent's end to that of its output: 60 s are what Kubernetes gives a pod
+/// (contract section 3), and the agent's own grace period comes first.
+const FLUSH_LIMIT: Duration = Duration::from_secs(30);
+
+/// How a run ended with its agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The process's exit code.
+    pub exit_code: u8,
+    /// What stderr and the termination log should say; nothing when all went well.
+    pub last_words: Option<String>,
+}
+
+/// What every life of the agent needs.
+pub(crate) struct Lives {
+    pub(crate) settings: Settings,
+    pub(crate) clock: Clock,
+    pub(crate) masker: Masker,
+    pub(crate) reaper: Reaper,
+    pub(crate) tokens: TokenHandle,
+    /// The API server, when messages are on.
+    pub(crate) api: Option<Api>,
+    /// Whether there is an agent, for who asks whether the runner is ready.
+    pub(crate) agent_runs: Arc<AtomicBool>,
+}
+
+impl Lives {
+    /// The prompt, when it is to be handed over by the runner itself.
+    pub(crate) fn prompt(&self) -> Option<&String> {
+        let prompt = self.settings.initial_prompt.as_ref();
+        prompt.filter(|_| !self.settings.is_resume)
+    }
+
+    /// Starts the agent, again after each end that was for a restart. Cancels `shutdown` at the
+    /// end.
+    pub(crate) async fn run(
+        &self,
+        mut supervisor: Supervisor,
+        environment: AgentEnvironment,
+        shutdown: &CancellationToken,
+    ) -> Result<Finished, Cause> {
+        let _end_all = shutdown.clone().drop_guard();
+        let mut agent = Agent {
+            command: self.settings.command.clone(),
+            environment,
+            io: self.settings.io,
+            foreground: self.settings.io == AgentIo::None && sys::has_terminal(),
+        };
+        let mut input = None;
+        let mut is_restart = false;
+        loop {
+            let bridge = self.bridge(is_restart)?;
+            let mut running = agent.start(&self.reaper)?;
+            info!(pid = running.pid, restart = is_restart, "agent started");
+            counter!(names::AGENT_STARTS).increment(1);
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "exact until the year 285 million"
+            )]
+            gauge!(names::AGENT_START).set(self.clock.unix_seconds() as f64);
+            self.agent_runs.store(true, Ordering::Relaxed);
+            self.tell_started();
+
+            let first = self.first_input(bridge.is_some() || is_restart);
+            let (outcome, carried) = self
+                .live(
+                    &mut supervisor,
+                    &mut running,
+                    bridge,
+                    &mut input,
+                    first,
+                    shutdown,
+                )
+                .await;
+            self.agent_runs.store(false, Ordering::Relaxed);
+            if agent.foreground {
+                sys::take_terminal();
+            }
+            if outcome.why == Some(Why::Restart) && carried.is_ok() && !shutdown.is_cancelled() {
+                is_restart = true;
+                // It had the prompt before.
+                agent.environment.remove("INITIAL_PROMPT");
+                continue;
+            }
+            return self.finish(outcome, carried);
+        }
+    }
+
+    /// For who waits beside the runner, and reads no logs.
+    fn tell_started(&self) {
+        if let Some(file) = &self.settings.started_file
+            && let Err(error) = write_atomic(file, b"", 0o644)
+        {
+            warn!(%error, file = %file.display(), "cannot tell that the agent was started");
+        }
+    }
+
+    /// One agent with its stdio, until both have ended.
+    async fn live(
+        &self,
+        supervisor: &mut Supervisor,
+        running: &mut RunningAgent,
+        bridge: Option<Bridge>,
+        input: &mut Option<Input>,
+        first: Option<String>,
+        shutdown: &CancellationToken,
+    ) -> (Outcome, Result<(), TaskFailure>) {
+        // Cancelled by the agent's end, by a failure of its stdio, or by that of a task.
+        let over = shutdown.child_token();
+        let mut stdio = Tasks::new(over.clone());
+        let mut typed = None;
+        if let Some((pipes, stderr)) = running.pipes.take() {
+            let masker = self.masker.clone();
+            stdio.spawn(
+                "stderr",
+                log_end("stderr", copy_masked(stderr, tokio::io::stderr(), masker)),
+            );
+            if let Some(bridge) = bridge {
+                stdio.spawn_fallible("bridge", bridge.run(pipes, over.clone()));
+            } else {
+                let masker = self.masker.clone();
+                let copy = copy_masked(pipes.stdout, tokio::io::stdout(), masker);
+                stdio.spawn("stdout", log_end("stdout", copy));
+                typed = Some((input.get_or_insert_with(Input::stdin), pipes.stdin));
+            }
+        }
+        let typing = async {
+            if let Some((input, stdin)) = typed {
+                log_end("stdin", input.feed(first, stdin)).await;
+            }
+            // The agent's end is what is waited for.
+            std::future::pending::<Infallible>().await
+        };
+        let watching = async {
+            let outcome = tokio::select! {
+                outcome = supervisor.watch(running, &over) => outcome,
+                never = typing => match never {},
+            };
+            over.cancel();
+            outcome
+        };
+        tokio::join!(watching, stdio.run_until_shutdown(FLUSH_LIMIT))
+    }
+
+    /// A bridge for the next agent, when messages are on and there are pipes. One that follows a
+    /// restart goes on where the last one ended, as if the session were resumed.
+    fn bridge(&self, is_restart: bool) -> Result<Option<Bridge>, BridgeError> {
+        let settings = &self.settings;
+        let (Some(api), Some(session)) = (&self.api, &settings.session) else {
+            return Ok(None);
+        };
+        if settings.io == AgentIo::None {
+            return Ok(None);
+        }
+        let bridge_settings = BridgeSettings {
+            session: session.clone(),
+            io: settings.io,
+            turns: settings.turns,
+            spool_dir: settings.spool_dir.clone(),
+            initial_prompt: settings.initial_prompt.clone(),
+            preamble: settings.preamble.clone(),
+            is_resume: settings.is_resume || is_restart,
+        };
+        Bridge::new(
+            bridge_settings,
+            api.clone(),
+            self.tokens.clone(),
+            self.masker.clone(),
+            self.clock.clone(),
+        )
+        .map(Some)
+    }
+
+    /// What the agent's stdin gets before anything else, when nobody else hands the prompt over.
+    fn first_input(&self, handed_over: bool) -> Option<String> {
+        let io = self.settings.io;
+        self.prompt()
+            .filter(|_| !handed_over && io != AgentIo::None)
+            .map(|prompt| format::to_agent(io, prompt))
+    }
+
+    /// The exit code: the agent's own, unless it was ended for another reason.
+    fn finish(
+        &self,
+        outcome: Outcome,
+        carried: Result<(), TaskFailure>,
+    ) -> Result<Finished, Cause> {
+        let (own, how) = match outcome.ended {
+            Ended::Exited(code) => (code, format!("agent ended with exit code {code}")),
+            Ended::Signalled(number) => (
+                signal_code(number),
+                format!("agent was ended by {}", signals::name(number)),
+            ),
+        };
+        if let Err(failure) = carried
+            && (own == 0 || outcome.why == Some(Why::Stopped))
+        {
+            return Err(Cause::Stdio(failure));
+        }
+        let (exit_code, last_words) = match (outcome.why, self.settings.timeout) {
+            (Some(Why::TimedOut), Some(timeout)) => {
+                let after = humantime::format_duration(timeout);
+                (
+                    exit::TIMED_OUT,
+                    Some(format!("agent was ended after its TIMEOUT of {after}")),
+                )
+            }
+            _ => (own, (own != 0).then_some(how)),
+        };
+        Ok(Finished {
+            exit_code,
+            last_words,
+        })
+    }
+}
+
+/// 128 + n, as a shell says it.
+pub(crate) fn signal_code(number: i32) -> u8 {
+    exit::SIGNAL_BASE.saturating_add(u8::try_from(number).unwrap_or(u8::MAX))
+}
+
+/// Copies end with whoever is at the other end: that is no failure of the runner.
+async fn log_end(of: &'static str, copy: impl Future<Output = io::Result<()>>) {
+    match copy.await {
+        Ok(()) => debug!(of, "at its end"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => debug!(of, "closed"),
+        Err(error) => error!(of, %error, "agent's stdio broke"),
+    }
+}
