@@ -1,0 +1,302 @@
+//! Sessions, messages and projects in SQLite.
+//!
+//! In: typed reads and [`Change`]s. Out: objects, and events for watchers. Reads run side by side
+//! on their own connections; all changes go through the one [`Writer`], which commits whatever is
+//! queued in one transaction. With a write-ahead log and `synchronous=NORMAL` a killed process
+//! loses nothing that was answered; a machine that loses power may lose the last moments, but
+//! keeps a sound database.
+
+pub(crate) mod messages;
+pub(crate) mod projects;
+pub(crate) mod sessions;
+mod writer;
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ambient_shared::clock::Clock;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Row as _, SqlitePool,
+    sqlite::{
+        SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
+        SqliteSynchronous,
+    },
+};
+use tokio::sync::mpsc;
+
+pub(crate) use self::writer::{Change, Transaction, Writer};
+use crate::{
+    error::Error,
+    events::Events,
+    search::{Filter, Order, Value},
+    settings::Database,
+};
+
+/// The schema's versions, oldest first; `PRAGMA user_version` says how many were applied.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_initial.sql")];
+
+/// Connections that read: a few for each core, as reads are short.
+const READERS: u32 = 8;
+
+/// Longest wait for a connection or a lock of the database.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Rows that a connection reads ahead: messages may have a mebibyte each.
+const ROWS_AHEAD: usize = 16;
+
+/// Size to which the write-ahead log is cut after a checkpoint, in bytes.
+const LOG_SIZE: &str = "67108864";
+
+/// Changes that wait to be committed. More wait in their callers, where they hold nothing up.
+const QUEUE: usize = 1024;
+
+/// Why the database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// SQLite says no.
+    #[error("cannot open database {}", path.display())]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: sqlx::Error,
+    },
+    /// A program of a later version wrote it.
+    #[error("database {} has schema {found}; this program knows up to {known}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: usize,
+    },
+    /// Two servers on one database would not see each other's changes.
+    #[error("database {} is in use by another process", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The lock file cannot be made.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// The database, for reading and for handing in changes. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    readers: SqlitePool,
+    queue: mpsc::Sender<writer::Request>,
+    /// Held as long as anybody uses the database; none in memory.
+    _lock: Option<Arc<File>>,
+}
+
+/// Which part of a list is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// From 1.
+    pub(crate) number: u32,
+    /// Most items on a page.
+    pub(crate) size: u32,
+}
+
+/// A part of a list, and how many items the whole has.
+#[derive(Debug)]
+pub(crate) struct Listed<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) total: u32,
+}
+
+impl Store {
+    /// Opens the database, and makes or migrates it as needed. The writer is to be run.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is somebody else's, or is in use.
+    pub(crate) async fn open(
+        database: &Database,
+        clock: Clock,
+        events: Events,
+    ) -> Result<(Self, Writer), OpenError> {
+        let path = match database {
+            Database::Memory => Path::new(":memory:"),
+            Database::File(path) => path,
+        };
+        let lock = match database {
+            Database::Memory => None,
+            Database::File(path) => Some(Arc::new(lock(path)?)),
+        };
+        let broken = |source| OpenError::Sqlite {
+            path: path.to_owned(),
+            source,
+        };
+        let options = SqliteConnectOptions::new()
+            .busy_timeout(BUSY_LIMIT)
+            .row_buffer_size(ROWS_AHEAD)
+            .disable_statement_logging();
+        let (readers, writer) = match database {
+            // Each connection would have a database of its own: so one for all.
+            Database::Memory => {
+                let pool = pool(1, options.in_memory(true)).await.map_err(broken)?;
+                (pool.clone(), pool)
+            }
+            Database::File(path) => {
+                let options = options.filename(path);
+                let writing = options
+                    .clone()
+                    .create_if_missing(true)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(SqliteSynchronous::Normal)
+                    .pragma("journal_size_limit", LOG_SIZE);
+                // First the writer: it makes the file that the others open.
+                let writer = pool(1, writing).await.map_err(broken)?;
+                let readers = pool(READERS, options.read_only(true)).await;
+                (readers.map_err(broken)?, writer)
+            }
+        };
+        migrate(&writer, path).await?;
+        let last = last_stamp(&writer).await.map_err(broken)?;
+        let (queue, changes) = mpsc::channel(QUEUE);
+        let store = Self {
+            readers,
+            queue,
+            _lock: lock,
+        };
+        Ok((store, Writer::new(writer, changes, clock, events, last)))
+    }
+
+    /// Whether changes are still taken.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.queue.is_closed()
+    }
+
+    /// One page of a table, and the size of the whole, as of one moment.
+    async fn list<T>(
+        &self,
+        table: &'static str,
+        read: fn(&SqliteRow) -> Result<T, sqlx::Error>,
+        filter: &Filter,
+        order: &Order,
+        page: Page,
+    ) -> Result<Listed<T>, Error> {
+        let mut moment = self.readers.begin().await?;
+        // Filter and order are made of our own words, with a place for each value.
+        let count = format!("select count(*) from {table}{}", filter.sql());
+        let count = with_values(sqlx::query(AssertSqlSafe(count)), filter.values());
+        let total: i64 = count
+            .persistent(false)
+            .fetch_one(&mut *moment)
+            .await?
+            .try_get(0)?;
+        let (filtered, ordered) = (filter.sql(), order.sql());
+        let select = format!("select * from {table}{filtered}{ordered} limit ? offset ?");
+        let offset = i64::from(page.number.saturating_sub(1)) * i64::from(page.size);
+        let rows = with_values(sqlx::query(AssertSqlSafe(select)), filter.values())
+            .bind(i64::from(page.size))
+            .bind(offset)
+            .persistent(false)
+            .fetch_all(&mut *moment)
+            .await?;
+        moment.commit().await?;
+        Ok(Listed {
+            items: rows.iter().map(read).collect::<Result<_, _>>()?,
+            total: u32::try_from(total).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
+
+fn with_values<'q>(mut query: Query<'q>, values: &[Value]) -> Query<'q> {
+    for value in values {
+        query = match value {
+            Value::Text(text) => query.bind(text.as_str()),
+            Value::Integer(number) => query.bind(*number),
+            Value::Real(number) => query.bind(*number),
+        };
+    }
+    query
+}
+
+async fn pool(size: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    SqlitePoolOptions::new()
+        .min_connections(1)
+        .max_connections(size)
+        .acquire_timeout(BUSY_LIMIT)
+        // A database in memory lives as long as its connection.
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await
+}
+
+/// Locks the database for this process. The system lets go of it when the process ends, however.
+fn lock(database: &Path) -> Result<File, OpenError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let failed = |source| OpenError::Lock {
+        path: path.clone(),
+        source,
+    };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            path: database.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Brings the schema up to date, each version in a transaction of its own.
+async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), OpenError> {
+    let broken = |source| OpenError::Sqlite {
+        path: path.to_owned(),
+        source,
+    };
+    let row = sqlx::query("pragma user_version").fetch_one(writer).await;
+    let found: i64 = row.and_then(|row| row.try_get(0)).map_err(broken)?;
+    let newer = || OpenError::Newer {
+        path: path.to_owned(),
+        found,
+        known: MIGRATIONS.len(),
+    };
+    let applied = usize::try_from(found).map_err(|_| newer())?;
+    let due = MIGRATIONS.get(applied..).ok_or_else(newer)?;
+    for (version, migration) in (applied + 1..).zip(due) {
+        let mut transaction = writer.begin().await.map_err(broken)?;
+        sqlx::raw_sql(*migration)
+            .execute(&mut *transaction)
+            .await
+            .map_err(broken)?;
+        sqlx::raw_sql(AssertSqlSafe(format!("pragma user_version = {version}")))
+            .execute(&mut *transaction)
+            .await
+            .map_err(broken)?;
+        transaction.commit().await.map_err(broken)?;
+    }
+    Ok(())
+}
+
+/// The latest stamp in use, so that later ones are later even if the clock was set back.
+async fn last_stamp(writer: &SqlitePool) -> Result<i64, sqlx::Error> {
+    let row = sqlx::query(
+        "select max(
+            coalesce((select max(updated_at) from sessions), 0),
+            coalesce((select max(updated_at) from projects), 0),
+            coalesce((select max(updated_at) from project_settings), 0))",
+    )
+    .fetch_one(writer)
+    .await?;
+    row.try_get(0)
+}
