@@ -26,7 +26,12 @@ fn main() -> ExitCode {
 }
 
 fn start(settings: Settings) -> Result<(), RunError> {
-    telemetry::init_logs(settings.log_format, &settings.log_level)?;
+    let level = match settings.log_level.as_str() {
+        // It tells at this level that a watch of a removed folder cannot be removed.
+        "info" => "info,notify=warn",
+        level => level,
+    };
+    telemetry::init_logs(settings.log_format, level)?;
     let metrics = telemetry::init_metrics()?;
     // One thread: the work is copying bytes, and each more costs memory beside every agent.
     let runtime = tokio::runtime::Builder::new_current_thread()

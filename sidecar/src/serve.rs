@@ -16,7 +16,7 @@ use std::{
 
 use ambient_shared::exit;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
@@ -53,6 +53,10 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// the limit keeps a leak of theirs from taking our memory.
 const MOST_CONNECTIONS: usize = 128;
 
+/// Connections that may be idle only while at least so many more are allowed: else those that
+/// wait to be taken would wait for the idle ones' clients to close them.
+const SPARE_CONNECTIONS: usize = 16;
+
 /// Most requests at once on one HTTP/2 connection (RFC 9113, section 6.5.2, asks for at least 100).
 const MOST_STREAMS: u32 = 100;
 
@@ -60,6 +64,9 @@ const MOST_STREAMS: u32 = 100;
 /// clients keep idle connections for 90 s: they should close first, so that no request meets a
 /// closed connection.
 const IDLE: Duration = Duration::from_secs(100);
+
+/// How long a new connection may be without its first request while it is crowded.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head: a token of 64 KiB, which a client may send, and as much again.
 const MAX_HEAD: usize = 128 * 1024;
@@ -94,6 +101,7 @@ pub(crate) fn full(content: impl Into<Bytes>) -> Body {
 #[derive(Clone)]
 pub(crate) struct Connection {
     activity: Activity,
+    places: Places,
     tunnel: Arc<Mutex<Option<Tunnel>>>,
 }
 
@@ -151,14 +159,61 @@ async fn none_under_way(count: &watch::Sender<usize>) {
     let _ = count.subscribe().wait_for(|count| *count == 0).await;
 }
 
-/// Returns once no request has been under way for [`IDLE`].
-async fn idle(count: &watch::Sender<usize>) {
-    let mut changes = count.subscribe();
-    loop {
-        let _ = changes.wait_for(|count| *count == 0).await;
-        let next = changes.wait_for(|count| *count > 0);
-        if timeout(IDLE, next).await.is_err() {
-            return;
+/// The port's connections, against their limit.
+#[derive(Clone)]
+struct Places {
+    free: Arc<Semaphore>,
+    crowded: Arc<watch::Sender<bool>>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+            crowded: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    /// Waits for a place for one more connection.
+    async fn take(&self) -> OwnedSemaphorePermit {
+        let taken = Arc::clone(&self.free).acquire_owned().await;
+        let Ok(place) = taken else {
+            // Nobody closes the semaphore.
+            return std::future::pending().await;
+        };
+        self.crowded.send_if_modified(|crowded| {
+            let now = self.free.available_permits() < SPARE_CONNECTIONS;
+            std::mem::replace(crowded, now) != now
+        });
+        place
+    }
+
+    fn is_crowded(&self) -> bool {
+        *self.crowded.borrow()
+    }
+
+    /// Returns once no request has been under way for [`IDLE`], or for a moment while it is
+    /// crowded.
+    async fn is_wanted_back(&self, requests: &watch::Sender<usize>) {
+        let mut requests = requests.subscribe();
+        let mut crowded = self.crowded.subscribe();
+        let mut had_any = false;
+        loop {
+            let _ = requests.wait_for(|count| *count == 0).await;
+            let next = requests.wait_for(|count| *count > 0);
+            let crowd = async {
+                if !had_any {
+                    // Its first request is on the way, surely.
+                    sleep(FIRST_REQUEST).await;
+                }
+                let _ = crowded.wait_for(|crowded| *crowded).await;
+            };
+            tokio::select! {
+                biased;
+                _ = next => had_any = true,
+                () = crowd => return,
+                () = sleep(IDLE) => return,
+            }
         }
     }
 }
@@ -183,7 +238,7 @@ impl<H: Handler> Server<H> {
     /// Serves until `shutdown`, and then on until no request is under way, at most [`DRAIN`].
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let under_way = Arc::new(watch::Sender::new(0));
-        let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let places = Places::new();
         let close = CancellationToken::new();
         let mut connections = JoinSet::new();
 
@@ -200,18 +255,19 @@ impl<H: Handler> Server<H> {
         let mut drained = pin!(drained);
         loop {
             tokio::select! {
-                (stream, permit) = accept(&self.listener, &permits) => {
+                (stream, place) = accept(&self.listener, &places) => {
                     let connection = Connection {
                         activity: Activity {
                             port_of: self.port_of,
                             connection: Arc::new(watch::Sender::new(0)),
                             port: Arc::clone(&under_way),
                         },
+                        places: places.clone(),
                         tunnel: Arc::default(),
                     };
                     let handler = Arc::clone(&self.handler);
                     let close = close.clone();
-                    connections.spawn(serve(stream, handler, connection, close, permit));
+                    connections.spawn(serve(stream, handler, connection, close, place));
                 }
                 Some(_) = connections.join_next() => {}
                 () = &mut drained => break,
@@ -225,17 +281,11 @@ impl<H: Handler> Server<H> {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
-        // Nobody closes the semaphore.
-        return std::future::pending().await;
-    };
+async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, OwnedSemaphorePermit) {
+    let place = places.take().await;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, _)) => return (stream, place),
             Err(error) if is_the_peers(&error) => {}
             Err(error) => {
                 warn!(reason = %error, "cannot accept a connection");
@@ -259,7 +309,7 @@ async fn serve<H: Handler>(
     handler: Arc<H>,
     connection: Connection,
     close: CancellationToken,
-    _permit: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 ) {
     let port_of = connection.activity.port_of;
     let open = gauge!(names::CONNECTIONS, "port" => port_of);
@@ -271,7 +321,14 @@ async fn serve<H: Handler>(
         let handler = Arc::clone(&handler);
         let connection = connection.clone();
         async move {
-            let answer = handler.handle(request, &connection).await;
+            let is_http1 = request.version() < Version::HTTP_2;
+            let mut answer = handler.handle(request, &connection).await;
+            let changes_protocol = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if is_http1 && !changes_protocol && connection.places.is_crowded() {
+                // So that the client does not send the next request while we close.
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
             Ok::<_, Infallible>(answer.map(|body| Counted { body, _busy: busy }))
         }
     });
@@ -285,7 +342,7 @@ async fn serve<H: Handler>(
                 served.as_mut().graceful_shutdown();
                 served.await
             }
-            () = idle(&connection.activity.connection) => {
+            () = connection.places.is_wanted_back(&connection.activity.connection) => {
                 served.as_mut().graceful_shutdown();
                 // A request may have begun in the last moment: it is finished.
                 let finished = async {

@@ -1,0 +1,153 @@
+//! No file mounted: the token is fetched, as by the runner.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use ambient_shared::clock::Clock;
+use ambient_testing::{keypair::RsaKey, programs::Program};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinSet};
+
+use crate::{
+    scene::{NOWHERE, Scene},
+    upstream::Upstream,
+};
+
+const SESSION: &str = "0199a000-0000-7000-8000-000000000001";
+
+/// A token endpoint: refuses the first few, then gives `token-1`, `token-2` and so on.
+struct TokenEndpoint {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    _running: JoinSet<()>,
+}
+
+#[derive(Clone)]
+struct Rules {
+    asked: Arc<AtomicUsize>,
+    failing: usize,
+    life: Duration,
+}
+
+impl TokenEndpoint {
+    async fn start(failing: usize, life: Duration) -> Self {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let rules = Rules {
+            asked: Arc::clone(&asked),
+            failing,
+            life,
+        };
+        let routes = Router::new().route("/token", get(give)).with_state(rules);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut running = JoinSet::new();
+        running.spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        Self {
+            address,
+            asked,
+            _running: running,
+        }
+    }
+
+    fn program(&self, dir: &tempfile::TempDir, upstream: &str) -> Program {
+        let key_file = dir.path().join("session-key");
+        std::fs::write(&key_file, "a2V5\n").unwrap();
+        Program::new("ambient-sidecar")
+            .arg("--token-file")
+            .arg(dir.path().join("not-mounted/bot-token"))
+            .args(["--upstream", upstream])
+            .env(
+                "AMBIENT_CP_TOKEN_URL",
+                format!("http://{}/token", self.address),
+            )
+            .env("AMBIENT_CP_TOKEN_PUBLIC_KEY", RsaKey::shared().public_pem())
+            .env("SESSION_ID", SESSION)
+            .env("AMBIENT_SESSION_KEY_FILE", key_file)
+    }
+}
+
+async fn give(State(rules): State<Rules>, headers: HeaderMap) -> Response {
+    let bearer = headers["authorization"].to_str().unwrap();
+    assert!(
+        bearer.starts_with("Bearer ") && bearer.len() > 600,
+        "{bearer}"
+    );
+    assert!(
+        headers["x-ambient-session-proof"]
+            .to_str()
+            .unwrap()
+            .starts_with("v1 ")
+    );
+    let number = rules.asked.fetch_add(1, Ordering::SeqCst) + 1;
+    if number <= rules.failing {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "not now").into_response();
+    }
+    let expires_at: SystemTime = Clock::system().now() + rules.life;
+    let expires_at = humantime::format_rfc3339(expires_at).to_string();
+    Json(json!({"token": format!("token-{number}"), "expires_at": expires_at})).into_response()
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_with_retries_and_renewed_ahead_of_its_end() {
+    let endpoint = TokenEndpoint::start(2, Duration::from_secs(4)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let program = endpoint.program(&dir, NOWHERE);
+    let scene = Scene::start(program, dir).await;
+    scene.serves("token-3").await;
+    scene.ready().await;
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let (status, token) = scene.bare_token().await;
+        assert_eq!(status, 200, "a valid token at all times: {token}");
+        if seen.last() != Some(&token) {
+            seen.push(token);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        scene
+            .sidecar
+            .log()
+            .iter()
+            .all(|line| !line.contains(SESSION))
+    );
+    assert!(
+        scene
+            .sidecar
+            .log()
+            .iter()
+            .all(|line| !line.contains("token-3"))
+    );
+}
+
+#[tokio::test]
+async fn a_refused_token_is_fetched_again_but_not_in_a_storm() {
+    let upstream = Upstream::start().await;
+    let endpoint = TokenEndpoint::start(0, Duration::from_secs(600)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let program = endpoint.program(&dir, &upstream.url());
+    let scene = Scene::start(program, dir).await;
+    scene.ready().await;
+    upstream.shared.accept_only("token-2");
+    // The token is younger than what a wish may replace: the refusal stands.
+    for _ in 0..20 {
+        assert_eq!(scene.get("/x").send().await.unwrap().status(), 401);
+    }
+    assert_eq!(endpoint.asked.load(Ordering::SeqCst), 1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(scene.get("/x").send().await.unwrap().status(), 200);
+    assert_eq!(endpoint.asked.load(Ordering::SeqCst), 2);
+}

@@ -1,0 +1,71 @@
+//! Machines without inotify, and mounts that are never updated. Both are made with `unshare`.
+
+use std::{path::Path, time::Duration};
+
+use ambient_testing::programs::Program;
+
+use crate::scene::{NOWHERE, Scene, mount, token_file};
+
+/// The sidecar below a shell that first runs `setup` in namespaces of its own.
+fn unshared(flags: &str, setup: &str, token_file: &Path) -> Program {
+    Program::at("unshare")
+        .args(["--user", "--map-root-user", flags, "sh", "-ec"])
+        .arg(format!("{setup}\nexec \"$0\" \"$@\""))
+        .arg(ambient_testing::programs::binary("ambient-sidecar"))
+        .arg("--token-file")
+        .arg(token_file)
+        .args(["--upstream", NOWHERE])
+        .env("AMBIENT_LOG_FORMAT", "json")
+}
+
+#[tokio::test]
+async fn without_inotify_the_file_is_read_each_second() {
+    let dir = tempfile::tempdir().unwrap();
+    mount(&dir, "one");
+    let program = unshared(
+        "--ipc",
+        "echo 0 > /proc/sys/user/max_inotify_instances",
+        &token_file(&dir),
+    );
+    let scene = Scene::start(program, dir).await;
+    scene.serves("one").await;
+    for token in ["two", "three"] {
+        scene.mount(token);
+        let took = scene.serves(token).await;
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    assert_eq!(
+        scene.metric("ambient_sidecar_folder_watched").await,
+        Some(0.0)
+    );
+    assert_eq!(scene.logged("folder cannot be watched").len(), 1);
+}
+
+#[tokio::test]
+async fn a_subpath_mount_is_warned_of_once() {
+    let dir = tempfile::tempdir().unwrap();
+    mount(&dir, "one");
+    // As the kubelet does it: the file alone, read-only, over an empty file.
+    let folder = dir.path().join("container");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("bot-token"), "").unwrap();
+    let setup = format!(
+        "mount --bind {0}/secret/bot-token {0}/container/bot-token\n\
+         mount -o remount,bind,ro {0}/container/bot-token",
+        dir.path().display()
+    );
+    let program = unshared("--mount", &setup, &folder.join("bot-token"));
+    let mut scene = Scene::start(program, dir).await;
+    let said = |line: &serde_json::Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|it| it.contains("subPath"))
+    };
+    scene
+        .sidecar
+        .log_line("the mount is never updated", said)
+        .await;
+    scene.serves("one").await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(scene.logged("subPath").len(), 1);
+}
