@@ -19,9 +19,22 @@ use crate::bridge::{
 /// has none before it that is still to come (design 3.6).
 const SETTLED_SECONDS: i64 = 60;
 
-/// Most messages and bytes that wait for the agent: more than a person types ahead.
-const MOST_WAITING: usize = 1000;
-const MOST_WAITING_BYTES: usize = 4 * 1024 * 1024;
+/// How much may wait for the agent.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Default for Limits {
+    /// More than a person types ahead, and four of the longest messages.
+    fn default() -> Self {
+        Self {
+            messages: 1000,
+            bytes: 4 * 1024 * 1024,
+        }
+    }
+}
 
 /// Most ids that are remembered to know a message that comes again. They are of user messages
 /// since the last reconnect, so this is never reached; beyond it the oldest are not read again.
@@ -50,6 +63,7 @@ pub(super) enum Next {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     beginning: Beginning,
+    limits: Limits,
     /// Set once the stream is followed.
     start: Option<Started>,
     /// Whether all that earlier runners recorded was seen.
@@ -72,6 +86,10 @@ pub(super) struct Inbox {
     complete: i64,
     /// The newest `seq` at the last reconnect: once it is reached, the replay is over.
     target: Option<i64>,
+    /// How far that replay has come.
+    reached: i64,
+    /// Ids up to here are forgotten, so it is never watched from before.
+    forgotten: i64,
 }
 
 impl Inbox {
@@ -93,18 +111,24 @@ impl Inbox {
     /// before is known to have given all.
     pub(super) fn resume_from(&mut self) -> i64 {
         let start = self.start.map_or(0, |start| start.seq);
-        let mut from = if self.drops_messages() {
+        let mut from = if self.start.is_some_and(|start| !start.knows_ids) {
             self.complete
         } else {
             self.settled.seq
         };
+        if self.target.is_some() {
+            // The replay broke off: what it did not reach may have been passed by before.
+            from = from.min(self.reached);
+        }
         if let Some(horizon) = self.horizon.take() {
             from = from.min(horizon);
             // Records of what earlier runners handed over were passed by too.
             self.replayed &= horizon >= start;
         }
+        self.forget_seen(from);
+        from = from.max(self.forgotten);
         self.target = Some(self.settled.newest.max(start));
-        self.forget_seen();
+        self.reached = from;
         from
     }
 
@@ -119,6 +143,9 @@ impl Inbox {
             // The stream so far was the replay, in which nothing is missing.
             self.complete = self.complete.max(self.settled.seq);
             self.target = None;
+        }
+        if self.target.is_some() {
+            self.reached = self.reached.max(message.seq);
         }
         if self.start.is_some_and(|start| message.seq >= start.seq) {
             self.replayed = true;
@@ -146,8 +173,8 @@ impl Inbox {
         let text = format::user_text(&message.payload).into_owned();
         self.waiting_bytes += text.len();
         self.waiting.insert(message.seq, text);
-        while self.waiting.len() > MOST_WAITING
-            || (self.waiting_bytes > MOST_WAITING_BYTES && self.waiting.len() > 1)
+        while self.waiting.len() > self.limits.messages
+            || (self.waiting_bytes > self.limits.bytes && self.waiting.len() > 1)
         {
             let Some((seq, text)) = self.waiting.pop_last() else {
                 return;
@@ -226,36 +253,15 @@ impl Inbox {
         self.was_delivered(seq);
     }
 
-    fn drops_messages(&self) -> bool {
-        self.start.is_some_and(|start| !start.knows_ids)
-    }
-
-    /// Forgets ids that no later replay brings again.
-    fn forget_seen(&mut self) {
-        while self.seen.len() > MOST_SEEN {
-            if let Some((seq, _)) = self.seen.first_key_value() {
-                self.complete = self.complete.max(*seq);
-                self.settled.seq = self.settled.seq.max(*seq);
-            }
-            self.forget_first_seen();
-        }
-        let again_after = if self.drops_messages() {
-            self.complete
-        } else {
-            self.settled.seq
-        };
-        while self
-            .seen
-            .first_key_value()
-            .is_some_and(|(seq, _)| *seq <= again_after)
+    /// Forgets ids that no later replay brings again: none starts before this one.
+    fn forget_seen(&mut self, from: i64) {
+        while let Some((&seq, _)) = self.seen.first_key_value()
+            && (seq <= from || self.seen.len() > MOST_SEEN)
         {
-            self.forget_first_seen();
-        }
-    }
-
-    fn forget_first_seen(&mut self) {
-        if let Some((_, id)) = self.seen.pop_first() {
-            self.seen_ids.remove(&id);
+            self.forgotten = self.forgotten.max(seq);
+            if let Some(id) = self.seen.remove(&seq) {
+                self.seen_ids.remove(&id);
+            }
         }
     }
 }

@@ -24,12 +24,13 @@ use super::{
 };
 use crate::bridge::format;
 
-/// A segment this long gets no more records. Smaller ones give space back sooner.
-const SEGMENT: u64 = 4 * 1024 * 1024;
+/// A segment that holds this part of the capacity gets no more records: small enough to give space
+/// back soon, large enough to be few.
+const SEGMENT_PART: u64 = 16;
 
-/// The only segment is removed when it is this long and all in it is acknowledged; making files
-/// anew for every message would cost more than it saves.
-const WORTH_REMOVING: u64 = 256 * 1024;
+/// The only segment is removed when it holds this part of the capacity and all in it is
+/// acknowledged: making files anew for every message would cost more than it saves.
+const WORTH_REMOVING_PART: u64 = 256;
 
 /// Bytes of a slot: number, seq, checksum.
 const SLOT: usize = 8 + 8 + 4;
@@ -191,7 +192,7 @@ impl Disk {
         if self
             .segments
             .back()
-            .is_none_or(|last| last.length >= SEGMENT)
+            .is_none_or(|last| last.length >= self.capacity / SEGMENT_PART)
         {
             self.active = None;
         }
@@ -291,7 +292,7 @@ impl Disk {
         while let Some(first) = self.segments.front() {
             let last_one = self.segments.len() == 1;
             let wanted = first.last > self.acknowledged.number;
-            if wanted || (last_one && first.length < WORTH_REMOVING) {
+            if wanted || (last_one && first.length < self.capacity / WORTH_REMOVING_PART) {
                 return;
             }
             if let Err(error) = fs::remove_file(&first.path) {
@@ -374,7 +375,7 @@ impl Acknowledged {
         file.read_exact_at(&mut content[..length], 0)?;
         let mut acknowledged = Self {
             file,
-            slot: 0,
+            slot: 1,
             number: 0,
             seq: 0,
         };
