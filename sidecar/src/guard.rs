@@ -30,9 +30,9 @@ pub(crate) enum Refusal {
     /// The demanded header is not there.
     #[error("the header X-Ambient-Request: true is missing, which is required here")]
     Header,
-    /// It asks for a tunnel to anywhere.
-    #[error("CONNECT is not served: only the API server can be reached here")]
-    Connect,
+    /// CONNECT asks for a tunnel to anywhere, TRACE for an answer with the token in it.
+    #[error("the methods CONNECT and TRACE are not served")]
+    Method,
 }
 
 impl Refusal {
@@ -42,7 +42,7 @@ impl Refusal {
             Self::Host => "host",
             Self::Origin => "origin",
             Self::Header => "header",
-            Self::Connect => "connect",
+            Self::Method => "method",
         }
     }
 }
@@ -58,8 +58,8 @@ impl Guard {
     /// # Errors
     /// Why not.
     pub(crate) fn check(self, request: &Parts) -> Result<(), Refusal> {
-        if request.method == Method::CONNECT {
-            return Err(Refusal::Connect);
+        if matches!(request.method, Method::CONNECT | Method::TRACE) {
+            return Err(Refusal::Method);
         }
         // HTTP/2 has the name in the target, HTTP/1.1 in `Host` and maybe in the target too.
         let in_target = request.uri.authority().map(|host| host.as_str().as_bytes());
@@ -225,10 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn tunnels_are_refused() {
-        let request = Request::connect("localhost:80").body(()).unwrap();
-        let refused = Guard::new(false).check(&request.into_parts().0);
-        assert_eq!(refused, Err(Refusal::Connect));
+    fn tunnels_and_echoes_are_refused() {
+        for method in [Method::CONNECT, Method::TRACE] {
+            let request = Request::builder().method(method).uri("localhost:80");
+            let refused = Guard::new(false).check(&request.body(()).unwrap().into_parts().0);
+            assert_eq!(refused, Err(Refusal::Method));
+        }
     }
 
     proptest! {

@@ -44,12 +44,17 @@ const POOL_IDLE: Duration = Duration::from_secs(45);
 /// Most idle HTTP/1.1 connections kept: an agent and its tools ask a few things at a time.
 const POOL_MOST_IDLE: usize = 16;
 
-/// How often a silent HTTP/2 connection to the API server is pinged, and how long an answer may
-/// take. Not shorter: gRPC servers close connections that ping more often (gRPC proposal A8).
-const PING: Duration = Duration::from_secs(30);
+/// How often a silent HTTP/2 connection to the API server is pinged. Existing API servers are
+/// written in Go, whose gRPC closes connections that ping more often than every 5 minutes; TCP's
+/// own keep-alive finds dead ones sooner.
+const PING: Duration = Duration::from_mins(6);
 
-/// TCP keep-alive, for HTTP/1.1 streams, which have no pings of their own.
+/// How long the answer to a ping may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// When TCP asks whether a silent peer is still there, and how long it waits before the next try.
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
+const TCP_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long sent bytes may stay unacknowledged before the connection counts as dead.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -163,7 +168,7 @@ impl Failure {
         const PERMISSION_DENIED: u16 = 7;
         const UNAVAILABLE: u16 = 14;
         match self {
-            Self::Refused(Refusal::Connect) => {
+            Self::Refused(Refusal::Method) => {
                 (StatusCode::METHOD_NOT_ALLOWED, PERMISSION_DENIED, "refused")
             }
             Self::Refused(_) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, "refused"),
@@ -238,6 +243,7 @@ impl Proxy {
             tcp.set_nodelay(true);
             tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
             tcp.set_keepalive(Some(TCP_KEEP_ALIVE));
+            tcp.set_keepalive_interval(Some(TCP_KEEP_ALIVE_INTERVAL));
             tcp.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
             tcp
         };
@@ -335,7 +341,7 @@ where
         .http2_initial_stream_window_size(WINDOW)
         .http2_initial_connection_window_size(WINDOW)
         .http2_keep_alive_interval(PING)
-        .http2_keep_alive_timeout(PING)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
         .build(connector)
 }
 

@@ -4,6 +4,8 @@
 //! first bytes). After the wish to end, it goes on taking connections until no request is under
 //! way: who is in the middle of its work may still need the port.
 
+mod places;
+
 use std::{
     convert::Infallible,
     future::Future,
@@ -27,7 +29,7 @@ use hyper_util::{
 use metrics::{counter, gauge};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::metrics as names;
+use places::{IDLE, Places};
 
 /// Any error.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -49,24 +52,8 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(20);
 /// How long connections get to say good-bye.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Most connections at once; more wait in the system's queue. One agent and its tools need a few;
-/// the limit keeps a leak of theirs from taking our memory.
-const MOST_CONNECTIONS: usize = 128;
-
-/// Connections that may be idle only while at least so many more are allowed: else those that
-/// wait to be taken would wait for the idle ones' clients to close them.
-const SPARE_CONNECTIONS: usize = 16;
-
 /// Most requests at once on one HTTP/2 connection (RFC 9113, section 6.5.2, asks for at least 100).
 const MOST_STREAMS: u32 = 100;
-
-/// How long a connection may be without a request, or take to send one's head. Go's and Rust's
-/// clients keep idle connections for 90 s: they should close first, so that no request meets a
-/// closed connection.
-const IDLE: Duration = Duration::from_secs(100);
-
-/// How long a new connection may be without its first request while it is crowded.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head: a token of 64 KiB, which a client may send, and as much again.
 const MAX_HEAD: usize = 128 * 1024;
@@ -157,65 +144,6 @@ impl Drop for Busy {
 /// Returns once no request is under way.
 async fn none_under_way(count: &watch::Sender<usize>) {
     let _ = count.subscribe().wait_for(|count| *count == 0).await;
-}
-
-/// The port's connections, against their limit.
-#[derive(Clone)]
-struct Places {
-    free: Arc<Semaphore>,
-    crowded: Arc<watch::Sender<bool>>,
-}
-
-impl Places {
-    fn new() -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
-            crowded: Arc::new(watch::Sender::new(false)),
-        }
-    }
-
-    /// Waits for a place for one more connection.
-    async fn take(&self) -> OwnedSemaphorePermit {
-        let taken = Arc::clone(&self.free).acquire_owned().await;
-        let Ok(place) = taken else {
-            // Nobody closes the semaphore.
-            return std::future::pending().await;
-        };
-        self.crowded.send_if_modified(|crowded| {
-            let now = self.free.available_permits() < SPARE_CONNECTIONS;
-            std::mem::replace(crowded, now) != now
-        });
-        place
-    }
-
-    fn is_crowded(&self) -> bool {
-        *self.crowded.borrow()
-    }
-
-    /// Returns once no request has been under way for [`IDLE`], or for a moment while it is
-    /// crowded.
-    async fn is_wanted_back(&self, requests: &watch::Sender<usize>) {
-        let mut requests = requests.subscribe();
-        let mut crowded = self.crowded.subscribe();
-        let mut had_any = false;
-        loop {
-            let _ = requests.wait_for(|count| *count == 0).await;
-            let next = requests.wait_for(|count| *count > 0);
-            let crowd = async {
-                if !had_any {
-                    // Its first request is on the way, surely.
-                    sleep(FIRST_REQUEST).await;
-                }
-                let _ = crowded.wait_for(|crowded| *crowded).await;
-            };
-            tokio::select! {
-                biased;
-                _ = next => had_any = true,
-                () = crowd => return,
-                () = sleep(IDLE) => return,
-            }
-        }
-    }
 }
 
 /// One port.

@@ -103,7 +103,10 @@ impl Watcher {
                 }
                 _ = tick.tick() => Vec::new(),
             };
-            self.look().await;
+            // A file system that hangs must not hold up the end.
+            if stop.run_until_cancelled(self.look()).await.is_none() {
+                return;
+            }
             for wish in wishes {
                 // Who asked may have gone.
                 let _ = wish.send(());
@@ -212,7 +215,7 @@ async fn look_at(file: &Path) -> Option<Look> {
 fn watch_folder(folder: &Path, announced: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
     let mut watch = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // An error may stand for lost announcements: look then too.
-        if event.map_or(true, |event| may_change_content(&event.kind)) {
+        if event.map_or(true, |event| may_change_content(event.kind)) {
             announced.notify_one();
         }
     })?;
@@ -221,9 +224,9 @@ fn watch_folder(folder: &Path, announced: Arc<Notify>) -> notify::Result<Recomme
 }
 
 /// Our own reads are announced too, and must not lead to reads.
-fn may_change_content(kind: &EventKind) -> bool {
+fn may_change_content(kind: EventKind) -> bool {
     match kind {
-        EventKind::Access(access) => *access == AccessKind::Close(AccessMode::Write),
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
         _ => true,
     }
 }

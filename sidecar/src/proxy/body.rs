@@ -113,16 +113,13 @@ impl<B> State<B> {
             .ok()
             .filter(|_| fits)
             .and_then(|more| Arc::clone(&self.budget.0).try_acquire_many_owned(more).ok());
-        match more {
-            Some(more) => {
-                permit.merge(more);
-                // A copy: a part of the connection's buffer would keep all of it.
-                self.kept.extend_from_slice(data);
-            }
-            None => {
-                self.permit = None;
-                self.kept = BytesMut::new();
-            }
+        if let Some(more) = more {
+            permit.merge(more);
+            // A copy: a part of the connection's buffer would keep all of it.
+            self.kept.extend_from_slice(data);
+        } else {
+            self.permit = None;
+            self.kept = BytesMut::new();
         }
     }
 }
@@ -151,11 +148,12 @@ where
                 return Poll::Ready(Some(Ok(Frame::data(kept))));
             }
         }
-        if this.turn > 0 && !this.trailers_sent {
-            if let Some(trailers) = state.trailers.clone() {
-                this.trailers_sent = true;
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
+        if this.turn > 0
+            && !this.trailers_sent
+            && let Some(trailers) = state.trailers.clone()
+        {
+            this.trailers_sent = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         match Pin::new(&mut state.incoming).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -243,7 +241,7 @@ mod tests {
         for _ in 0..frames {
             match body.frame().await {
                 Some(Ok(frame)) => {
-                    taken.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()))
+                    taken.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
                 }
                 Some(Err(error)) => panic!("{error}"),
                 None => break,

@@ -103,26 +103,3 @@ fn token_is_fetched_only_where_no_folder_is_mounted() {
         "{line}"
     );
 }
-
-#[test]
-fn only_the_upstream_is_reachable() {
-    let uri = |upstream: &str, asked: &'static str| {
-        let upstream = Upstream::parse(upstream).unwrap();
-        upstream
-            .uri(Some(&PathAndQuery::from_static(asked)))
-            .map(|uri| uri.to_string())
-    };
-    let some = |uri: &str| Some(uri.to_owned());
-
-    assert_eq!(uri("http://a:1", "/x?y=z"), some("http://a:1/x?y=z"));
-    assert_eq!(uri("https://a/base/", "/x"), some("https://a/base/x"));
-    assert_eq!(uri("http://a", "//evil/x"), some("http://a//evil/x"));
-    assert_eq!(uri("http://a", "*"), None);
-    for out in ["/../x", "/a/%2e%2E/x", "/a/.%2e/x", "/..%2fx", "/..\\x"] {
-        assert_eq!(uri("https://a/base", out), None, "{out}");
-    }
-    assert_eq!(
-        uri("https://a/base", "/v1..2/x"),
-        some("https://a/base/v1..2/x")
-    );
-}

@@ -129,11 +129,11 @@ mod tests {
         assert_eq!(read(b"a\xff").unwrap_err(), ReadError::NotText);
         assert_eq!(read(b"two words").unwrap_err().label(), "invalid");
         assert_eq!(
-            read(&[b'x'; MAX_LENGTH]).unwrap().expose().len(),
+            read(&vec![b'x'; MAX_LENGTH]).unwrap().expose().len(),
             MAX_LENGTH
         );
         assert_eq!(
-            read(&[b'x'; MAX_LENGTH + 1]).unwrap_err(),
+            read(&vec![b'x'; MAX_LENGTH + 1]).unwrap_err(),
             ReadError::TooLong
         );
         assert_eq!(read_token(dir.path()).unwrap_err(), ReadError::NotAFile);

@@ -163,14 +163,14 @@ async fn reading_each_second_finds_what_nobody_announced() {
 
 #[test]
 fn our_own_reads_lead_to_no_reads() {
-    assert!(!may_change_content(&EventKind::Access(AccessKind::Open(
+    assert!(!may_change_content(EventKind::Access(AccessKind::Open(
         AccessMode::Any
     ))));
-    assert!(!may_change_content(&EventKind::Access(AccessKind::Close(
+    assert!(!may_change_content(EventKind::Access(AccessKind::Close(
         AccessMode::Read
     ))));
-    assert!(may_change_content(&EventKind::Access(AccessKind::Close(
+    assert!(may_change_content(EventKind::Access(AccessKind::Close(
         AccessMode::Write
     ))));
-    assert!(may_change_content(&EventKind::Any));
+    assert!(may_change_content(EventKind::Any));
 }

@@ -47,7 +47,6 @@ impl Api {
         Routes::new(SessionServiceServer::new(api)).add_service(reflection)
     }
 
-    #[expect(clippy::result_large_err, reason = "tonic's type")]
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let accepted = self.accepted.borrow().clone();
         let shown: Vec<_> = request.metadata().get_all("authorization").iter().collect();

@@ -2,8 +2,7 @@
 //! The sidecar as its users see it: the real binary, real files, real servers.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
-    clippy::missing_panics_doc,
+    clippy::expect_used,
     reason = "a failure in a test is a panic that shows the scene"
 )]
 
