@@ -1,1 +1,113 @@
-//! (being written)
+//! Cache and pool on their own.
+
+use std::time::Instant;
+
+use ambient_shared::{bearer::PublicKey, proof::SessionRoot};
+use ambient_testing::keypair::RsaKey;
+use futures_util::FutureExt as _;
+use proptest::prelude::*;
+
+use super::*;
+use crate::keypair::{
+    decrypting::DecryptingKey,
+    signing::{SigningKey, SigningKeys},
+};
+
+fn keys() -> Arc<Keys> {
+    static SIGNING: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let signing = SIGNING.get_or_init(|| SigningKey::generate().unwrap().to_string());
+    Arc::new(Keys::new(
+        DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
+        SessionRoot::new([1; 32]),
+        SigningKeys::new(SigningKey::from_pem(signing).unwrap(), Vec::new()),
+    ))
+}
+
+fn id() -> SessionId {
+    SessionId::parse("session-0001").unwrap()
+}
+
+fn bearer(keys: &Keys) -> String {
+    let key = PublicKey::from_pem(keys.public_pem()).unwrap();
+    key.encrypt(&id()).unwrap().as_str().to_owned()
+}
+
+#[tokio::test]
+async fn a_ciphertext_is_known_only_once_it_was_remembered() {
+    let decryptor = Decryptor::new(keys());
+    let bearer = bearer(&decryptor.keys);
+    let ciphertext = decryptor.parse(&bearer).unwrap();
+    assert_eq!(decryptor.known(&ciphertext).await, None);
+    let opened = decryptor.open(&ciphertext).await.unwrap();
+    assert_eq!(opened.as_slice(), b"session-0001");
+    assert_eq!(decryptor.known(&ciphertext).await, None);
+    decryptor.remember(&ciphertext, id()).await;
+    assert_eq!(decryptor.known(&ciphertext).await, Some(id()));
+}
+
+#[tokio::test]
+async fn a_full_line_is_told_so_at_once_and_who_leaves_it_makes_room() {
+    let decryptor = Decryptor::with_pool(keys(), 1, 1);
+    let bearer = bearer(&decryptor.keys);
+    let ciphertext = decryptor.parse(&bearer).unwrap();
+    // Somebody works for as long as this test likes.
+    let place = Arc::clone(&decryptor.line).acquire_owned().await.unwrap();
+    let core = Arc::clone(&decryptor.cores).acquire_owned().await.unwrap();
+    let mut waits = Box::pin(decryptor.open(&ciphertext));
+    assert!(waits.as_mut().now_or_never().is_none());
+
+    let began = Instant::now();
+    let third = decryptor.open(&ciphertext).await;
+    assert_eq!(third.unwrap_err(), OpenError::Overloaded);
+    assert!(began.elapsed() < Duration::from_millis(100));
+
+    drop(waits);
+    let mut waits = Box::pin(decryptor.open(&ciphertext));
+    assert!(waits.as_mut().now_or_never().is_none());
+    drop((place, core));
+    assert!(waits.await.is_ok());
+    assert_eq!(decryptor.line.available_permits(), 2);
+    assert_eq!(decryptor.cores.available_permits(), 1);
+}
+
+#[test]
+fn only_strict_base64_of_the_right_length_is_a_ciphertext() {
+    let decryptor = Decryptor::new(keys());
+    let good = STANDARD.encode([0xfb; 512]);
+    assert!(decryptor.parse(&good).is_some());
+    for bad in [
+        String::new(),
+        "=".repeat(684),
+        STANDARD.encode([0xfb; 511]),
+        STANDARD.encode([0xfb; 513]),
+        good.trim_end_matches('=').to_owned(),
+        good.replace('+', "-").replace('/', "_"),
+        format!(" {}", &good[1..]),
+        format!("{}\n{}", &good[..100], &good[101..]),
+        // Bits that are not part of the last byte.
+        format!("{}x=", &good[..682]),
+    ] {
+        assert!(decryptor.parse(&bad).is_none(), "{bad}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_text_breaks_the_parser_and_no_two_are_taken_for_one(
+        text in "[A-Za-z0-9+/=\\x20-\\x7eéß]{680,690}",
+        at in 0_usize..680,
+    ) {
+        static KEYS: std::sync::OnceLock<Arc<Keys>> = std::sync::OnceLock::new();
+        let decryptor = Decryptor::new(Arc::clone(KEYS.get_or_init(keys)));
+        if let Some(ciphertext) = decryptor.parse(&text) {
+            prop_assert_eq!(STANDARD.encode(&ciphertext.bytes), text);
+        }
+        let good = STANDARD.encode([1; 512]);
+        let mut other = good.clone().into_bytes();
+        other[at] = if other[at] == b'B' { b'C' } else { b'B' };
+        let other = String::from_utf8(other).unwrap();
+        let (good, other) = (decryptor.parse(&good).unwrap(), decryptor.parse(&other).unwrap());
+        prop_assert_ne!(good.digest, other.digest);
+    }
+}

@@ -86,12 +86,16 @@ impl Provider {
     }
 
     async fn ask_by(&self, by_form: bool, asked_at: SystemTime) -> Result<Token, Failure> {
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("grant_type", "client_credentials");
-        if by_form {
-            form.append_pair("client_id", &self.id);
-            form.append_pair("client_secret", self.secret.expose_secret());
-        }
+        // Finished here: a serializer held across an await could not move between threads.
+        let form = {
+            let mut form = form_urlencoded::Serializer::new(String::new());
+            form.append_pair("grant_type", "client_credentials");
+            if by_form {
+                form.append_pair("client_id", &self.id);
+                form.append_pair("client_secret", self.secret.expose_secret());
+            }
+            form.finish()
+        };
         let mut request = self
             .client
             .post(self.url.clone())
@@ -104,7 +108,7 @@ impl Provider {
             reason: exit::report(&error.without_url()),
             retry_after: None,
         };
-        let mut response = request.body(form.finish()).send().await.map_err(lost)?;
+        let mut response = request.body(form).send().await.map_err(lost)?;
         let mut body = Zeroizing::new(Vec::new());
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > MAX_ANSWER {
