@@ -1,1 +1,594 @@
-//! (being written)
+//! Local mode: everything on one machine, sessions as processes (design section 6).
+//!
+//! In: checked settings. Out: an API server, a token endpoint and the controller in this process,
+//! and a detached shim for each session. Nothing but the data folder outlives this process, apart
+//! from the sessions, which the next start on that folder adopts.
+
+use std::{
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ambient_api_server::{Database, JwksSource, Server, StartError};
+use ambient_shared::{
+    api::Api,
+    client::{ClientError, GrpcAddress, grpc_channel, http_client, trust_roots},
+    clock::Clock,
+    exit,
+    rest::BASE,
+    resolve::Resolver,
+    tasks::{TaskFailure, Tasks, cancel_on_signal},
+    token::{InvalidToken, Token},
+};
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use crate::{
+    backend::{
+        Backend,
+        process::{MissingProgram, OpenError, ProcessBackend, ProcessSettings, Programs},
+    },
+    controller::{Controller, ControllerSettings},
+    endpoint::{Endpoint, EndpointError, EndpointSettings, Parts, Standing, StandingOf, lookup::Lookup},
+    issuer::{Issuer, fixed::FixedIssuer, minted::MintedIssuer, oidc::OidcIssuer},
+    keypair::{
+        KeypairError, KeypairStore as _, Keys,
+        files::{FOLDER, FileKeypairStore, JWKS},
+    },
+    reconcile::desired::DesiredSettings,
+    refresh::RefreshSettings,
+    settings::{IssuerSettings, LocalSettings, Mode},
+};
+use folder::{Addresses, DataDir, DataDirError};
+
+mod conversation;
+pub mod demo;
+mod ending;
+pub mod folder;
+mod follow;
+pub mod run;
+pub mod shim;
+
+/// `iss` of minted tokens.
+const ISSUER: &str = "ambient-control-plane";
+
+/// `aud` of minted tokens.
+const AUDIENCE: &str = "ambient-api";
+
+/// How long what runs may take to end when the program is asked to.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Longest request of our own to our own API server.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long addresses that sessions know are tried, when somebody else has them at the moment.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why local mode does not start, or ends.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// The data folder.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A program of ours.
+    #[error(transparent)]
+    Programs(#[from] MissingProgram),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeypairError),
+    /// The API server.
+    #[error(transparent)]
+    Server(#[from] StartError),
+    /// The token endpoint.
+    #[error("the token endpoint cannot start")]
+    Endpoint(#[from] EndpointError),
+    /// An address that running sessions know is taken.
+    #[error("{address}, which running sessions know, is in use; end what uses it")]
+    AddressTaken {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Sessions' folders.
+    #[error(transparent)]
+    Backend(#[from] OpenError),
+    /// Clients of our own API server.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// An address makes no URL.
+    #[error("the API server's address makes no URL")]
+    Url(#[source] url::ParseError),
+    /// The static token.
+    #[error("AMBIENT_API_TOKEN cannot be used")]
+    Token(#[from] InvalidToken),
+    /// A task of the program failed.
+    #[error(transparent)]
+    Task(#[from] TaskFailure),
+    /// The conversation of `local run` broke off.
+    #[error(transparent)]
+    Conversation(#[from] conversation::ConversationError),
+    /// Signals cannot be caught.
+    #[error("cannot catch signals")]
+    Signals(#[source] io::Error),
+}
+
+impl LocalError {
+    /// The exit code that says whose fault it is.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::DataDir(DataDirError::Malformed { .. })
+            | Self::Token(_)
+            | Self::Programs(_) => exit::CONFIG,
+            Self::Keys(error) => match error {
+                KeypairError::Malformed { .. }
+                | KeypairError::Incomplete { .. }
+                | KeypairError::Mismatch { .. } => exit::CONFIG,
+                KeypairError::File { .. } | KeypairError::Generate(_) | KeypairError::CutOff => {
+                    exit::SOFTWARE
+                }
+            },
+            Self::DataDir(DataDirError::InUse(_))
+            | Self::Server(_)
+            | Self::Endpoint(_)
+            | Self::AddressTaken { .. } => exit::UNAVAILABLE,
+            Self::DataDir(DataDirError::File { .. })
+            | Self::Backend(_)
+            | Self::Client(_)
+            | Self::Url(_)
+            | Self::Task(_)
+            | Self::Conversation(_)
+            | Self::Signals(_) => exit::SOFTWARE,
+        }
+    }
+}
+
+/// Runs local mode, and gives the exit code.
+///
+/// # Errors
+/// [`LocalError`] says why it cannot start, or what broke.
+pub async fn run(settings: LocalSettings) -> Result<u8, LocalError> {
+    match settings.mode.clone() {
+        Mode::Serve => serve(&settings).await,
+        Mode::Run { command, io, turns } => run::run(&settings, command, io, turns).await,
+        Mode::Demo => demo::run(&settings).await,
+    }
+}
+
+/// Stays up until a signal; sessions go on.
+async fn serve(settings: &LocalSettings) -> Result<u8, LocalError> {
+    let local = Local::bind(settings).await?;
+    local.say_how_to_talk();
+    let shutdown = CancellationToken::new();
+    let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
+    let data = local.run(shutdown.clone()).await?;
+    shutdown.cancel();
+    tasks.drain(DRAIN).await?;
+    data.close()?;
+    Ok(0)
+}
+
+/// All parts of local mode, bound to their addresses.
+pub(crate) struct Local {
+    data: DataDir,
+    server: Server,
+    endpoint: Endpoint,
+    controller: Controller,
+    oidc: Option<Arc<OidcIssuer>>,
+    /// Where sessions run.
+    pub(crate) backend: Arc<ProcessBackend>,
+    /// The API as the operator sees it.
+    pub(crate) operator: Operator,
+    addresses: Addresses,
+    /// Keeps the clients' tokens readable.
+    _tokens: [watch::Sender<Option<Token>>; 2],
+}
+
+/// The API as the operator sees it.
+#[derive(Clone)]
+pub(crate) struct Operator {
+    /// gRPC.
+    pub(crate) api: Api,
+    /// REST.
+    pub(crate) http: reqwest::Client,
+    /// REST base URL with its path.
+    pub(crate) rest: String,
+    /// The operator's token.
+    pub(crate) token: Token,
+}
+
+impl Local {
+    pub(crate) async fn bind(settings: &LocalSettings) -> Result<Self, LocalError> {
+        let clock = Clock::system();
+        let programs = Programs::find()?;
+        let data = DataDir::open(settings.data_dir.as_deref())?;
+        let store = FileKeypairStore {
+            folder: data.path().to_owned(),
+        };
+        let keys = Arc::new(store.load_or_create().await?);
+        let operator_token = data.operator_token()?;
+        let (issuer, oidc) = issuer(settings, &keys, &clock)?;
+
+        let asked = asked_addresses(settings, &data).await?;
+        let service_token = match &settings.issuer {
+            // Sessions get this token, so the API server must know it; it makes them, and us,
+            // service callers.
+            IssuerSettings::Static { token } => {
+                Token::new(secrecy::ExposeSecret::expose_secret(token), None)?
+            }
+            IssuerSettings::Minted { .. } | IssuerSettings::Oidc { .. } => data.service_token()?,
+        };
+        let server = Server::bind(
+            api_settings(settings, &data, &asked, &operator_token, &service_token),
+            clock.clone(),
+        )
+        .await?;
+
+        // The controller must be told where the endpoint is, and the endpoint asks the
+        // controller's cache: it learns of that once both are there.
+        let standing: Arc<OnceLock<StandingOf>> = Arc::default();
+        let endpoint = Endpoint::bind(
+            EndpointSettings {
+                listen: asked.token,
+                allow_unproven: settings.allow_unproven,
+                rate_limits: settings.rate_limits,
+            },
+            Parts {
+                keys: Arc::clone(&keys),
+                issuer: Arc::clone(&issuer),
+                standing: late(Arc::clone(&standing)),
+                clock: clock.clone(),
+            },
+        )
+        .await?;
+        let addresses = Addresses {
+            rest: server.rest_address(),
+            grpc: server.grpc_address(),
+            token: endpoint.address(),
+        };
+        data.keep_addresses(&addresses)?;
+
+        let rest_url = format!("http://{}", reachable(addresses.rest));
+        let grpc = reachable(addresses.grpc).to_string();
+        let resolver = Resolver::system();
+        let channel = grpc_channel(
+            &resolver,
+            &GrpcAddress {
+                address: grpc.clone(),
+                tls: false,
+                ca: None,
+            },
+        )?;
+        let http = http_client(&resolver, trust_roots(None)?, REQUEST_LIMIT)?;
+        let (service_sender, service) = watch::channel(Some(service_token));
+        let (operator_sender, operator) = watch::channel(Some(operator_token.clone()));
+        let api = Api::new(channel.clone(), service.clone());
+        let base: Url = rest_url.parse().map_err(LocalError::Url)?;
+        let controller = Controller::new(
+            api.clone(),
+            crate::sessions::rest::RestClient::new(http.clone(), &base, service),
+            Arc::clone(&issuer),
+            {
+                let keys = Arc::clone(&keys);
+                Arc::new(move |id| keys.session_key(id))
+            },
+            ControllerSettings {
+                desired: desired(settings, &data, &keys, &addresses, &rest_url)?,
+                refresh: RefreshSettings {
+                    interval: settings.refresh,
+                    ..RefreshSettings::default()
+                },
+                ..ControllerSettings::default()
+            },
+            clock.clone(),
+        );
+        let backend = ProcessBackend::open(
+            ProcessSettings {
+                sessions: data.sessions(),
+                programs,
+                environment: settings.passed_on.clone(),
+                upstream: rest_url.clone(),
+                grpc_upstream: format!("http://{grpc}"),
+                tied: settings.mode != Mode::Serve,
+            },
+            controller.observer(),
+            clock,
+        )
+        .await?;
+        let backend = Arc::new(backend);
+        let runs: Arc<dyn Backend> = backend.clone();
+        let lookup = Lookup::new(controller.cache(), api, runs);
+        // Set once, here; an error is impossible.
+        let _ = standing.set(lookup.into_standing_of());
+        Ok(Self {
+            operator: Operator {
+                api: Api::new(channel, operator),
+                http,
+                rest: format!("{rest_url}{BASE}"),
+                token: operator_token,
+            },
+            data,
+            server,
+            endpoint,
+            controller,
+            oidc,
+            backend,
+            addresses,
+            _tokens: [service_sender, operator_sender],
+        })
+    }
+
+    /// Runs until `shutdown`, the controller first, since it still needs the others; gives the
+    /// data folder back.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<DataDir, LocalError> {
+        let servers = CancellationToken::new();
+        // When a server fails, the controller ends too.
+        let controller_stops = servers.child_token();
+        let mut tasks = Tasks::new(servers.clone());
+        tasks.spawn_fallible("api-server", self.server.run(servers.clone()));
+        tasks.spawn_fallible("token-endpoint", self.endpoint.run(servers.clone()));
+        if let Some(oidc) = self.oidc {
+            let servers = servers.clone();
+            tasks.spawn("oidc", async move { oidc.run(servers).await });
+        }
+        let backend: Arc<dyn Backend> = self.backend;
+        tasks.spawn_fallible("controller", {
+            let (stops, servers) = (controller_stops.clone(), servers.clone());
+            async move {
+                let ended = self.controller.run(backend, stops).await;
+                servers.cancel();
+                ended
+            }
+        });
+        tasks.spawn("shutdown", async move {
+            tokio::select! {
+                () = shutdown.cancelled() => controller_stops.cancel(),
+                () = controller_stops.cancelled() => {}
+            }
+        });
+        tasks.run_until_shutdown(DRAIN).await?;
+        Ok(self.data)
+    }
+
+    pub(crate) fn data(&self) -> &DataDir {
+        &self.data
+    }
+
+    /// Tells people, on stdout, what they need for curl.
+    fn say_how_to_talk(&self) {
+        let token = self.data.operator_token_file();
+        let token = quoted(&token.to_string_lossy());
+        let text = format!(
+            "\
+Ambient runs on this machine. All state is in {data}
+
+  session API     {rest}
+  over gRPC       {grpc}
+  token endpoint  http://{endpoint}/token
+
+Talk with it, in another terminal:
+
+  api={rest}
+  auth=\"Authorization: Bearer $(cat {token})\"
+  curl -sS -H \"$auth\" \"$api/sessions\" -d '{{\"name\": \"first\", \"prompt\": \"Hello\"}}'
+  curl -sS -H \"$auth\" \"$api/sessions\"
+  id=…   # the \"id\" of a session
+  curl -sS -H \"$auth\" \"$api/sessions/$id/messages\" -d '{{\"payload\": \"How are you?\"}}'
+  curl -sS -H \"$auth\" \"$api/sessions/$id/messages\"
+  curl -sS -H \"$auth\" -X POST \"$api/sessions/$id/stop\"
+
+Ctrl-C ends this program. Sessions go on; the next start on that folder finds them.
+",
+            data = self.data.path().display(),
+            rest = self.operator.rest,
+            grpc = reachable(self.addresses.grpc),
+            endpoint = reachable(self.addresses.token),
+        );
+        let mut stdout = io::stdout();
+        // Nobody may be reading it.
+        let _ = stdout.write_all(text.as_bytes());
+        let _ = stdout.flush();
+    }
+}
+
+type Issuers = (Arc<dyn Issuer>, Option<Arc<OidcIssuer>>);
+
+fn issuer(settings: &LocalSettings, keys: &Keys, clock: &Clock) -> Result<Issuers, LocalError> {
+    Ok(match &settings.issuer {
+        IssuerSettings::Minted { life } => {
+            let minted = MintedIssuer::new(
+                keys.signing(),
+                ISSUER.to_owned(),
+                AUDIENCE.to_owned(),
+                *life,
+                clock.clone(),
+            );
+            (Arc::new(minted), None)
+        }
+        IssuerSettings::Static { token } => (Arc::new(FixedIssuer::new(token)?), None),
+        IssuerSettings::Oidc {
+            url,
+            client_id,
+            client_secret,
+        } => {
+            let oidc = Arc::new(oidc_issuer(url, client_id, client_secret, clock)?);
+            (Arc::clone(&oidc) as Arc<dyn Issuer>, Some(oidc))
+        }
+    })
+}
+
+/// Longest request to the identity provider; the issuer itself waits no longer.
+const OIDC_LIMIT: Duration = Duration::from_secs(10);
+
+fn oidc_issuer(
+    url: &Url,
+    client_id: &str,
+    client_secret: &SecretString,
+    clock: &Clock,
+) -> Result<OidcIssuer, LocalError> {
+    let client = http_client(&Resolver::system(), trust_roots(None)?, OIDC_LIMIT)?;
+    Ok(OidcIssuer::new(
+        client,
+        url.clone(),
+        client_id.to_owned(),
+        client_secret.clone(),
+        clock.clone(),
+    ))
+}
+
+/// Where to listen: where asked, and where nothing is asked, where the last `local` on this folder
+/// listened, since running sessions know those addresses.
+async fn asked_addresses(
+    settings: &LocalSettings,
+    data: &DataDir,
+) -> Result<Addresses, LocalError> {
+    let mut asked = Addresses {
+        rest: settings.api_listen,
+        grpc: settings.grpc_listen,
+        token: settings.token_listen,
+    };
+    let Some(kept) = data.addresses()? else {
+        return Ok(asked);
+    };
+    let needed = sessions_run(data);
+    for (asked, kept) in [
+        (&mut asked.rest, kept.rest),
+        (&mut asked.grpc, kept.grpc),
+        (&mut asked.token, kept.token),
+    ] {
+        if asked.port() == 0 && asked.ip() == kept.ip() {
+            match free(kept, needed).await {
+                Ok(()) => *asked = kept,
+                Err(source) if needed => {
+                    return Err(LocalError::AddressTaken {
+                        address: kept,
+                        source,
+                    });
+                }
+                Err(_) => info!(address = %kept, "address of the last start is in use; another one is taken"),
+            }
+        } else if *asked != kept && needed {
+            warn!(
+                address = %asked,
+                before = %kept,
+                "sessions that run were told the address before; they cannot reach this one"
+            );
+        }
+    }
+    Ok(asked)
+}
+
+/// Whether an address can be bound; waits a little for one that is needed.
+async fn free(address: SocketAddr, needed: bool) -> io::Result<()> {
+    let patience = if needed { ADDRESS_PATIENCE } else { Duration::ZERO };
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if tokio::time::Instant::now() >= until => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+fn sessions_run(data: &DataDir) -> bool {
+    use crate::backend::process::folder::SessionFolder;
+    SessionFolder::all(&data.sessions())
+        .unwrap_or_default()
+        .iter()
+        .any(|folder| folder.is_locked().unwrap_or(true))
+}
+
+fn api_settings(
+    settings: &LocalSettings,
+    data: &DataDir,
+    asked: &Addresses,
+    operator: &Token,
+    service: &Token,
+) -> ambient_api_server::Settings {
+    let secret = |token: &Token| Some(SecretString::from(token.expose().to_owned()));
+    let with_ours = |given: &[String], ours: &str| {
+        // Nothing given means that nothing is checked.
+        let ours = (!given.is_empty()).then(|| ours.to_owned());
+        given.iter().cloned().chain(ours).collect()
+    };
+    ambient_api_server::Settings {
+        rest_listen: asked.rest,
+        grpc_listen: asked.grpc,
+        database: Database::File(data.database()),
+        jwks: settings.jwks.clone(),
+        session_jwks: vec![JwksSource::File(data.path().join(FOLDER).join(JWKS))],
+        issuer: with_ours(&settings.jwt_issuers, ISSUER),
+        audience: with_ours(&settings.jwt_audiences, AUDIENCE),
+        api_token: secret(service),
+        operator_token: secret(operator),
+        service_account: settings.service_account.clone(),
+        admins: settings.admins.clone(),
+    }
+}
+
+fn desired(
+    settings: &LocalSettings,
+    data: &DataDir,
+    keys: &Keys,
+    addresses: &Addresses,
+    rest_url: &str,
+) -> Result<DesiredSettings, LocalError> {
+    let agent = match &settings.agent_command {
+        Some(command) => command.clone(),
+        None => data.demo_agent()?,
+    };
+    Ok(DesiredSettings {
+        token_url: format!("http://{}/token", reachable(addresses.token)),
+        public_key_pem: keys.public_pem().to_owned(),
+        api_rest_url: rest_url.to_owned(),
+        api_grpc_url: reachable(addresses.grpc).to_string(),
+        grpc_tls: false,
+        grpc_ca_file: None,
+        messages: true,
+        default_agent_command: Some(agent),
+        default_agent_io: None,
+        runner_log_level: settings.runner_log_level.clone(),
+        // The backend passes on what sessions get from our environment.
+        passed_on: std::collections::BTreeMap::new(),
+    })
+}
+
+/// Answers that nothing is known until the real answer is there.
+fn late(standing: Arc<OnceLock<StandingOf>>) -> StandingOf {
+    Arc::new(move |id| match standing.get() {
+        Some(standing) => standing(id),
+        None => Box::pin(std::future::ready(Standing::NotSynced)),
+    })
+}
+
+/// The address under which this machine reaches a listener: one on all addresses is reached over
+/// loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = address.ip();
+    if !ip.is_unspecified() {
+        return address;
+    }
+    let loopback = if ip.is_ipv4() {
+        std::net::Ipv4Addr::LOCALHOST.into()
+    } else {
+        std::net::Ipv6Addr::LOCALHOST.into()
+    };
+    SocketAddr::new(loopback, address.port())
+}
+
+/// A text as one word of a shell.
+fn quoted(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    if text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}

@@ -1,1 +1,520 @@
-//! (being written)
+//! All settings of the control plane, from flags and environment, checked before anything starts.
+//!
+//! The only file that reads the environment. Secrets have no flag: arguments are public. A
+//! variable that is set but empty counts as not set. Every fault is found, not only the first.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ambient_api_server::JwksSource;
+use ambient_shared::{
+    exchange::parse_endpoint,
+    session::SessionHash,
+    settings::{InvalidSettings, NoSettings, parse_duration, parse_flag, secret},
+    telemetry::{LogFormat, parse_level},
+    token::Token,
+};
+use clap::{Args, Parser, Subcommand};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use crate::{reconcile::desired::AgentIo, refresh::Interval};
+
+mod raw;
+
+/// Life of minted tokens.
+pub const DEFAULT_TOKEN_TTL: Duration = Duration::from_mins(15);
+
+/// Shortest life of minted tokens: their times are whole seconds, and two must pass.
+pub const MIN_TOKEN_TTL: Duration = Duration::from_secs(2);
+
+/// Longest life of minted tokens: a month is no longer short-lived.
+pub const MAX_TOKEN_TTL: Duration = Duration::from_hours(24 * 31);
+
+/// Where REST, gRPC and the token endpoint of `local` listen unless told.
+const DEFAULT_PORTS: [u16; 3] = [8000, 8001, 8080];
+
+/// Variables of this process that sessions' processes get too, when set. Nothing else is passed
+/// on: the environment of a control plane may hold secrets.
+const PASSED_ON: [&str; 20] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TERM",
+    "TMPDIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "RUST_BACKTRACE",
+];
+
+/// Addresses that a session reaches without any proxy.
+const LOOPBACK: &str = "127.0.0.1,localhost,::1";
+
+/// What the program is asked to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Print the hash under which logs show this session.
+    Hash(SessionHash),
+    /// Be a session's shim.
+    Shim {
+        /// The session's folder.
+        folder: PathBuf,
+        /// What is logged.
+        log: LogSettings,
+    },
+    /// Local mode.
+    Local(Box<LocalSettings>),
+}
+
+/// What is logged, and how it looks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Which lines.
+    pub level: String,
+    /// How they look.
+    pub format: LogFormat,
+}
+
+/// Local mode's settings.
+#[derive(Debug)]
+pub struct LocalSettings {
+    /// What is started.
+    pub mode: Mode,
+    /// Folder of all state. None: a temporary one.
+    pub data_dir: Option<PathBuf>,
+    /// Where the API server's REST listens.
+    pub api_listen: SocketAddr,
+    /// Where the API server's gRPC listens.
+    pub grpc_listen: SocketAddr,
+    /// Where the token endpoint listens.
+    pub token_listen: SocketAddr,
+    /// The refresh ticker's interval.
+    pub refresh: Interval,
+    /// Where tokens come from.
+    pub issuer: IssuerSettings,
+    /// Keys of users' tokens.
+    pub jwks: Vec<JwksSource>,
+    /// Accepted issuers of users' tokens.
+    pub jwt_issuers: Vec<String>,
+    /// Accepted audiences of users' tokens.
+    pub jwt_audiences: Vec<String>,
+    /// User names of administrators.
+    pub admins: Vec<String>,
+    /// User name whose token makes a service caller.
+    pub service_account: Option<String>,
+    /// The agent of sessions that name none; none: the bundled demo agent.
+    pub agent_command: Option<Vec<String>>,
+    /// Whether the token endpoint limits rates.
+    pub rate_limits: bool,
+    /// Whether runners without a proof may have tokens.
+    pub allow_unproven: bool,
+    /// `LOG_LEVEL` of runners.
+    pub runner_log_level: Option<String>,
+    /// Environment of sessions' processes.
+    pub passed_on: BTreeMap<String, String>,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// Kinds of local mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Stays up for whoever talks to its API.
+    Serve,
+    /// One session with this agent, on the terminal.
+    Run {
+        /// The agent.
+        command: Vec<String>,
+        /// How it is talked with.
+        io: AgentIo,
+        /// `stream-json`: close its stdin after that many results; 0: never.
+        turns: u32,
+    },
+    /// One session with the bundled agent, and a time line.
+    Demo,
+}
+
+/// Where API tokens come from.
+#[derive(Debug, Clone)]
+pub enum IssuerSettings {
+    /// The control plane signs them.
+    Minted {
+        /// Their life.
+        life: Duration,
+    },
+    /// One token for all.
+    Static {
+        /// `AMBIENT_API_TOKEN`.
+        token: SecretString,
+    },
+    /// Client credentials.
+    Oidc {
+        /// Token URL of the identity provider.
+        url: Url,
+        /// Client id.
+        client_id: String,
+        /// Client secret.
+        client_secret: SecretString,
+    },
+}
+
+/// Secrets, which have no flags.
+#[derive(Debug, Default)]
+struct Secrets {
+    api_token: Option<SecretString>,
+    oidc_client_secret: Option<SecretString>,
+}
+
+/// Reads arguments and environment.
+///
+/// # Errors
+/// [`NoSettings`] when help was asked for, or with one line for each fault.
+pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoSettings> {
+    let parsed: raw::Arguments = ambient_shared::settings::parse(arguments)?;
+    let secrets = Secrets {
+        api_token: secret("AMBIENT_API_TOKEN"),
+        oidc_client_secret: secret("OIDC_CLIENT_SECRET"),
+    };
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut faults = Faults::default();
+    let log = LogSettings {
+        level: parsed.log.log_level,
+        format: parsed.log.log_format,
+    };
+    faults.check("LOG_LEVEL", parse_level(&log.level));
+    let action = match parsed.command {
+        raw::Verb::Hash { id } => Action::Hash(SessionHash::of(&id)),
+        raw::Verb::Shim { folder } => Action::Shim { folder, log },
+        raw::Verb::Local(local) => {
+            let settings = check(*local, secrets, log, environment, &mut faults);
+            Action::Local(Box::new(settings))
+        }
+    };
+    faults.end().map(|()| action)
+}
+
+/// Faults found so far, each a line that starts with the setting's name.
+#[derive(Debug, Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, setting: &str, what: impl std::fmt::Display) {
+        self.0.push(format!("{setting}: {what}"));
+    }
+
+    fn check<T, E: std::fmt::Display>(
+        &mut self,
+        setting: &str,
+        result: Result<T, E>,
+    ) -> Option<T> {
+        result.map_err(|error| self.add(setting, error)).ok()
+    }
+
+    fn end(self) -> Result<(), NoSettings> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        Err(NoSettings::Invalid(InvalidSettings(self.0.join("\n"))))
+    }
+}
+
+fn check(
+    from: raw::Local,
+    secrets: Secrets,
+    log: LogSettings,
+    environment: impl Fn(&str) -> Option<String>,
+    faults: &mut Faults,
+) -> LocalSettings {
+    let flags = from.flags;
+    let mode = mode(from.demo, from.mode, faults);
+    let serve = mode == Mode::Serve;
+    let [api, grpc, token] = listens(&flags, serve, faults);
+    let token_ttl = flags.token_ttl.as_deref().map(|text| {
+        faults
+            .check("--token-ttl", parse_ttl(text))
+            .unwrap_or(DEFAULT_TOKEN_TTL)
+    });
+    let refresh = flags.refresh_interval.as_deref().map_or_else(
+        || Interval::Auto,
+        |text| {
+            faults
+                .check("--refresh-interval", parse_interval(text))
+                .unwrap_or_default()
+        },
+    );
+    let issuer = issuer(&flags, token_ttl, &mode, secrets, faults);
+    let agent_command = flags
+        .agent_command
+        .as_deref()
+        .and_then(|text| faults.check("AGENT_COMMAND", parse_command(text)));
+    let jwks = flags
+        .jwks
+        .iter()
+        .filter_map(|source| faults.check("AMBIENT_JWKS", source.parse()))
+        .collect();
+    let rate_limits = faults.check("CP_RATE_LIMITS", parse_flag(&flags.cp_rate_limits));
+    let allow_unproven = faults.check("CP_ALLOW_UNPROVEN", parse_flag(&flags.cp_allow_unproven));
+    if let Some(level) = &flags.runner_log_level {
+        faults.check("RUNNER_LOG_LEVEL", parse_level(level));
+    }
+    if flags.data_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+        faults.add("--data-dir", "is empty");
+    }
+    let data_dir = match flags.data_dir {
+        None if serve => faults.check("--data-dir", default_data_dir(&environment)),
+        given => given,
+    };
+    // On a terminal that one talks on, only what is wrong; the demo reads its programs' logs.
+    let log = match mode {
+        Mode::Run { .. } | Mode::Demo if log.level.is_empty() => LogSettings {
+            level: "warn".to_owned(),
+            ..log
+        },
+        _ => log,
+    };
+    let runner_log_level = match mode {
+        Mode::Demo => Some("info".to_owned()),
+        Mode::Serve | Mode::Run { .. } => flags.runner_log_level,
+    };
+    LocalSettings {
+        mode,
+        data_dir,
+        api_listen: api,
+        grpc_listen: grpc,
+        token_listen: token,
+        refresh,
+        issuer,
+        jwks,
+        jwt_issuers: flags.jwt_issuer,
+        jwt_audiences: flags.jwt_audience,
+        admins: flags.admins,
+        service_account: flags.grpc_service_account,
+        agent_command,
+        rate_limits: rate_limits.unwrap_or(true),
+        allow_unproven: allow_unproven.unwrap_or(false),
+        runner_log_level,
+        passed_on: passed_on(&environment),
+        log,
+    }
+}
+
+fn mode(demo: bool, mode: Option<raw::LocalVerb>, faults: &mut Faults) -> Mode {
+    match (demo, mode) {
+        (false, None) => Mode::Serve,
+        (true, None) => Mode::Demo,
+        (true, Some(_)) => {
+            faults.add("--demo", "cannot be used together with run");
+            Mode::Demo
+        }
+        (false, Some(raw::LocalVerb::Run(run))) => {
+            let io = faults.check("--io", run.io.parse::<AgentIo>());
+            if run.turns > 0 && io != Some(AgentIo::StreamJson) {
+                faults.add("--turns", "only --io stream-json has turns");
+            }
+            if run.command.first().is_none_or(String::is_empty) {
+                faults.add("COMMAND", "the agent's program is empty");
+            }
+            Mode::Run {
+                command: run.command,
+                io: io.unwrap_or(AgentIo::Lines),
+                turns: run.turns,
+            }
+        }
+    }
+}
+
+fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [SocketAddr; 3] {
+    let given = [
+        ("--api-listen", &flags.api_listen),
+        ("--grpc-listen", &flags.grpc_listen),
+        ("--token-listen", &flags.token_listen),
+    ];
+    let mut addresses = DEFAULT_PORTS
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], if serve { port } else { 0 })));
+    for ((flag, text), address) in given.iter().zip(&mut addresses) {
+        let Some(text) = text else { continue };
+        if let Some(parsed) = faults.check(flag, parse_listen(text)) {
+            *address = parsed;
+        }
+    }
+    for (later, address) in addresses.iter().enumerate() {
+        if let Some(earlier) = addresses[..later].iter().position(|other| other == address)
+            && address.port() != 0
+        {
+            faults.add(
+                given[later].0,
+                format!("{address} is taken by {}; choose another port", given[earlier].0),
+            );
+        }
+    }
+    addresses
+}
+
+fn issuer(
+    flags: &raw::Flags,
+    token_ttl: Option<Duration>,
+    mode: &Mode,
+    secrets: Secrets,
+    faults: &mut Faults,
+) -> IssuerSettings {
+    let minted = IssuerSettings::Minted {
+        life: token_ttl.unwrap_or(match mode {
+            Mode::Demo => crate::local::demo::TOKEN_TTL,
+            Mode::Serve | Mode::Run { .. } => DEFAULT_TOKEN_TTL,
+        }),
+    };
+    let kind = flags.cp_token_issuer.as_deref().unwrap_or("minted");
+    if kind != "minted" && token_ttl.is_some() {
+        faults.add(
+            "--token-ttl",
+            format!("only minted tokens have a life of our choice, and CP_TOKEN_ISSUER is {kind}"),
+        );
+    }
+    match kind {
+        "minted" => minted,
+        "static" => match secrets.api_token {
+            Some(token) => {
+                faults.check("AMBIENT_API_TOKEN", Token::new(token.expose_secret(), None));
+                IssuerSettings::Static { token }
+            }
+            None => {
+                faults.add("AMBIENT_API_TOKEN", "missing; CP_TOKEN_ISSUER=static needs it");
+                minted
+            }
+        },
+        "oidc" => {
+            let mut needed = |name: &str, value: &Option<String>| {
+                if value.is_none() {
+                    faults.add(name, "missing; CP_TOKEN_ISSUER=oidc needs it");
+                }
+                value.clone()
+            };
+            let url = needed("OIDC_TOKEN_URL", &flags.oidc_token_url);
+            let client_id = needed("OIDC_CLIENT_ID", &flags.oidc_client_id);
+            if secrets.oidc_client_secret.is_none() {
+                needed("OIDC_CLIENT_SECRET", &None);
+            }
+            if flags.jwks.is_empty() {
+                faults.add(
+                    "AMBIENT_JWKS",
+                    "missing; without it the API server cannot check the tokens of OIDC_TOKEN_URL",
+                );
+            }
+            let url = url.and_then(|url| faults.check("OIDC_TOKEN_URL", parse_endpoint(&url)));
+            match (url, client_id, secrets.oidc_client_secret) {
+                (Some(url), Some(client_id), Some(client_secret)) => IssuerSettings::Oidc {
+                    url,
+                    client_id,
+                    client_secret,
+                },
+                _ => minted,
+            }
+        }
+        other => {
+            faults.add(
+                "CP_TOKEN_ISSUER",
+                format!("{other:?} is neither minted, static nor oidc"),
+            );
+            minted
+        }
+    }
+}
+
+/// `ADDR:PORT`; `:PORT` and a bare port mean loopback, as nobody asked for more.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let loopback = |port: &str| {
+        port.parse()
+            .ok()
+            .map(|port: u16| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port))
+    };
+    text.parse()
+        .ok()
+        .or_else(|| loopback(text.strip_prefix(':').unwrap_or(text)))
+        .or_else(|| loopback(text.strip_prefix("localhost:")?))
+        .ok_or_else(|| format!("{text:?} is not an address such as 127.0.0.1:8080"))
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let life = parse_duration(text)?;
+    if life < MIN_TOKEN_TTL {
+        return Err(format!(
+            "{text} is too short; tokens live at least {} s",
+            MIN_TOKEN_TTL.as_secs()
+        ));
+    }
+    if life > MAX_TOKEN_TTL {
+        return Err(format!("{text} is too long; tokens live at most 31 days"));
+    }
+    if life.subsec_nanos() != 0 {
+        return Err(format!("{text} is not a number of whole seconds"));
+    }
+    Ok(life)
+}
+
+fn parse_interval(text: &str) -> Result<Interval, String> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(Interval::Off);
+    }
+    match parse_duration(text) {
+        Ok(interval) if interval.is_zero() => Err("must be more than 0; off turns it off".to_owned()),
+        Ok(interval) => Ok(Interval::Every(interval)),
+        Err(_) => Err(format!("{text:?} is neither a duration such as 20s nor off")),
+    }
+}
+
+fn parse_command(text: &str) -> Result<Vec<String>, String> {
+    match serde_json::from_str::<Vec<String>>(text) {
+        Ok(command) if command.first().is_some_and(|program| !program.is_empty()) => Ok(command),
+        Ok(_) => Err("names no program".to_owned()),
+        Err(_) => Err(r#"not a JSON array of strings such as ["my-agent","--flag"]"#.to_owned()),
+    }
+}
+
+/// Where programs of a user keep their state (XDG Base Directory Specification).
+fn default_data_dir(environment: &impl Fn(&str) -> Option<String>) -> Result<PathBuf, String> {
+    let absolute = |name: &str| {
+        environment(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_STATE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".local/state")))
+        .map(|state| state.join("ambient"))
+        .ok_or_else(|| "missing, and neither XDG_STATE_HOME nor HOME is set".to_owned())
+}
+
+fn passed_on(environment: &impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    let mut passed: BTreeMap<String, String> = PASSED_ON
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), environment(name)?)))
+        .collect();
+    // All our servers are on loopback, which no proxy reaches.
+    for name in ["NO_PROXY", "no_proxy"] {
+        let value = match environment(name) {
+            Some(hosts) => format!("{hosts},{LOOPBACK}"),
+            None => LOOPBACK.to_owned(),
+        };
+        passed.insert(name.to_owned(), value);
+    }
+    passed
+}
+
+#[cfg(test)]
+mod tests;

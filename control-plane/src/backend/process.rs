@@ -1,1 +1,596 @@
-//! (being written)
+//! Sessions as processes on this machine (design section 6).
+//!
+//! In: what the controller asks. Out: a folder and a detached shim for each session, and their
+//! state. All that matters is on disk or in a lock: a backend that is opened on the same folder
+//! later knows what the one before knew.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ambient_shared::{clock::Clock, session::SessionId};
+use futures_util::future::BoxFuture;
+use rustix::process::Signal;
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+use tracing::{info, warn};
+
+use super::{
+    Backend, BackendError, Credentials, DesiredRun, Observer, RunState, RunStatus, TokenTimes,
+};
+use folder::{ProgramRecord, RunRecord, SessionFolder};
+use identity::ProcessIdentity;
+use launch::LaunchError;
+use watch::Sight;
+
+pub(crate) mod folder;
+pub(crate) mod identity;
+pub(crate) mod launch;
+pub(crate) mod tree;
+mod watch;
+
+pub use launch::{MissingProgram, Programs};
+
+/// A sidecar looks at its file every second, whatever else wakes it.
+const LAG: Duration = Duration::from_secs(1);
+
+/// Pause before a folder that could not be looked at is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the process backend needs to know.
+#[derive(Debug, Clone)]
+pub struct ProcessSettings {
+    /// Folder of the sessions' folders; made if missing.
+    pub sessions: PathBuf,
+    /// Our binaries.
+    pub programs: Programs,
+    /// Environment of every program that is started, below that of the run. Holds no secret.
+    pub environment: BTreeMap<String, String>,
+    /// REST base URL of the API server, for the sidecar.
+    pub upstream: String,
+    /// gRPC URL of the API server, for the sidecar.
+    pub grpc_upstream: String,
+    /// Whether runs end with this process.
+    pub tied: bool,
+}
+
+/// Why the backend cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the sessions in {}", folder.display())]
+pub struct OpenError {
+    folder: PathBuf,
+    source: io::Error,
+}
+
+/// The process backend.
+pub struct ProcessBackend {
+    inner: Arc<Inner>,
+    /// One task for each run that has not ended; dropping the backend ends them, not the runs.
+    watchers: Mutex<JoinSet<()>>,
+}
+
+struct Inner {
+    settings: ProcessSettings,
+    observer: Observer,
+    clock: Clock,
+    entries: Mutex<HashMap<SessionId, Arc<Entry>>>,
+}
+
+/// One session.
+struct Entry {
+    id: SessionId,
+    folder: SessionFolder,
+    /// Held while something is done to the session: one thing at a time.
+    busy: tokio::sync::Mutex<()>,
+    state: Mutex<Option<RunState>>,
+    token: Mutex<Option<TokenTimes>>,
+}
+
+impl ProcessBackend {
+    /// Opens the folder and adopts what is in it: runs whose shim lives go on, those that ended
+    /// meanwhile are known to have ended, and what a lost shim left is ended.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub async fn open(
+        settings: ProcessSettings,
+        observer: Observer,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        let sessions = settings.sessions.clone();
+        let backend = Self {
+            inner: Arc::new(Inner {
+                settings,
+                observer,
+                clock,
+                entries: Mutex::default(),
+            }),
+            watchers: Mutex::default(),
+        };
+        let found = blocking({
+            let sessions = sessions.clone();
+            move || {
+                folder::private_dir(&sessions)?;
+                SessionFolder::all(&sessions)
+            }
+        })
+        .await
+        .map_err(|source| OpenError {
+            folder: sessions,
+            source,
+        })?;
+        for folder in found {
+            backend.adopt(folder);
+        }
+        Ok(backend)
+    }
+
+    /// Whether the shim of any session lives.
+    pub fn any_alive(&self) -> bool {
+        self.inner.entries().values().any(|entry| {
+            entry
+                .state()
+                .is_some_and(|state| !matches!(state.status, RunStatus::Ended { .. }))
+        })
+    }
+
+    /// The session's folder.
+    pub fn session_folder(&self, id: &SessionId) -> PathBuf {
+        SessionFolder::of(&self.inner.settings.sessions, id)
+            .path()
+            .to_owned()
+    }
+
+    /// Ends the session's run at once, without any grace.
+    ///
+    /// # Errors
+    /// As [`Backend::stop`].
+    pub async fn kill(&self, id: &SessionId) -> Result<(), BackendError> {
+        match self.inner.entry(id) {
+            Some(entry) => entry.signal(Signal::QUIT).await,
+            None => Ok(()),
+        }
+    }
+
+    fn adopt(&self, folder: SessionFolder) {
+        let id = match folder.session() {
+            Ok(Some(record)) => record.id,
+            Ok(None) => {
+                warn!(folder = %folder.path().display(), "no session's folder; left as it is");
+                return;
+            }
+            Err(error) => {
+                warn!(folder = %folder.path().display(), %error, "session cannot be read");
+                return;
+            }
+        };
+        let entry = self.inner.add(&id, folder);
+        match entry.folder.token_times() {
+            Ok(times) => *entry.token() = times,
+            Err(error) => warn!(session = %id.hash(), %error, "token times cannot be read"),
+        }
+        match watch::look(&entry.folder) {
+            Ok(Sight::Nothing) => {}
+            Ok(Sight::Ended(state)) => *entry.state_mut() = Some(state),
+            Ok(Sight::Alive(state)) => {
+                info!(session = %id.hash(), generation = state.generation, "session adopted");
+                *entry.state_mut() = Some(state);
+                self.watch(entry);
+            }
+            Ok(Sight::Lost { generation }) => {
+                *entry.state_mut() = Some(RunState {
+                    generation,
+                    status: RunStatus::Starting,
+                });
+                self.watch(entry);
+            }
+            Err(error) => {
+                warn!(session = %id.hash(), %error, "session cannot be read; trying again");
+                self.watch(entry);
+            }
+        }
+    }
+
+    /// Follows the entry's run from now on.
+    fn watch(&self, entry: Arc<Entry>) {
+        let inner = Arc::clone(&self.inner);
+        let mut watchers = lock(&self.watchers);
+        // Those that have ended make room.
+        while watchers.try_join_next().is_some() {}
+        watchers.spawn(async move { inner.follow(&entry).await });
+    }
+
+    /// Learns of a run that was started without our seeing it through: the call that started it
+    /// was cut off, or it was only just starting when the control plane before us was killed.
+    async fn look_again(&self, entry: &Arc<Entry>) -> Result<(), BackendError> {
+        if entry.state().is_some() {
+            return Ok(());
+        }
+        let folder = entry.folder.clone();
+        let seen = blocking(move || watch::look(&folder))
+            .await
+            .map_err(|error| failed("look at a session", error))?;
+        let state = match seen {
+            Sight::Nothing => return Ok(()),
+            Sight::Alive(state) | Sight::Ended(state) => state,
+            Sight::Lost { generation } => RunState {
+                generation,
+                status: RunStatus::Starting,
+            },
+        };
+        *entry.state_mut() = Some(state);
+        self.watch(Arc::clone(entry));
+        Ok(())
+    }
+
+    async fn start_run(
+        &self,
+        run: &DesiredRun,
+        credentials: &Credentials,
+    ) -> Result<(), BackendError> {
+        let entry = self.inner.make(&run.id).await?;
+        let _busy = entry.busy.lock().await;
+        self.look_again(&entry).await?;
+        if let Some(state) = entry.state() {
+            if state.generation == run.generation {
+                return Ok(());
+            }
+            if !matches!(state.status, RunStatus::Ended { .. }) {
+                entry.signal(Signal::TERM).await?;
+                return Err(BackendError::StillEnding);
+            }
+        }
+        self.inner.write_credentials(&entry, credentials).await?;
+        let record = self.inner.record(&entry.folder, run)?;
+        let prepare = entry.folder.clone();
+        blocking(move || prepare.prepare(&record))
+            .await
+            .map_err(|error| failed("prepare a session's folder", error))?;
+        let environment = self.inner.settings.environment.iter();
+        let launched =
+            launch::launch(&self.inner.settings.programs, &entry.folder, environment).await;
+        match launched {
+            Ok(()) => {}
+            Err(LaunchError::Locked) => return Err(BackendError::StillEnding),
+            Err(error) => return Err(failed("start a session's shim", error)),
+        }
+        info!(session = %run.id.hash(), generation = run.generation, "session started");
+        *entry.state_mut() = Some(RunState {
+            generation: run.generation,
+            status: RunStatus::Starting,
+        });
+        self.watch(Arc::clone(&entry));
+        Ok(())
+    }
+
+    async fn remove_session(&self, id: &SessionId) -> Result<(), BackendError> {
+        let Some(entry) = self.inner.entry(id) else {
+            return Ok(());
+        };
+        let _busy = entry.busy.lock().await;
+        self.look_again(&entry).await?;
+        if entry
+            .state()
+            .is_some_and(|state| !matches!(state.status, RunStatus::Ended { .. }))
+        {
+            entry.signal(Signal::TERM).await?;
+            return Err(BackendError::StillEnding);
+        }
+        let folder = entry.folder.clone();
+        blocking(move || {
+            // A shim that nobody has seen yet: one that was being started when we were killed.
+            if folder.is_locked()? {
+                return Ok(false);
+            }
+            folder.remove().map(|()| true)
+        })
+        .await
+        .map_err(|error| failed("delete a session's folder", error))?
+        .then_some(())
+        .ok_or(BackendError::StillEnding)?;
+        self.inner.entries().remove(id);
+        info!(session = %id.hash(), "session removed");
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn entries(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Entry>>> {
+        lock(&self.entries)
+    }
+
+    fn entry(&self, id: &SessionId) -> Option<Arc<Entry>> {
+        self.entries().get(id).map(Arc::clone)
+    }
+
+    fn add(&self, id: &SessionId, folder: SessionFolder) -> Arc<Entry> {
+        let new = || {
+            Arc::new(Entry {
+                id: id.clone(),
+                folder,
+                busy: tokio::sync::Mutex::new(()),
+                state: Mutex::new(None),
+                token: Mutex::new(None),
+            })
+        };
+        Arc::clone(self.entries().entry(id.clone()).or_insert_with(new))
+    }
+
+    /// The session's entry, with its folder on disk.
+    async fn make(&self, id: &SessionId) -> Result<Arc<Entry>, BackendError> {
+        if let Some(entry) = self.entry(id) {
+            return Ok(entry);
+        }
+        let folder = SessionFolder::of(&self.settings.sessions, id);
+        let made = blocking({
+            let (folder, id) = (folder.clone(), id.clone());
+            move || folder.create(&id)
+        });
+        made.await
+            .map_err(|error| failed("make a session's folder", error))?;
+        Ok(self.add(id, folder))
+    }
+
+    async fn write_credentials(
+        &self,
+        entry: &Entry,
+        credentials: &Credentials,
+    ) -> Result<(), BackendError> {
+        let (folder, credentials) = (entry.folder.clone(), credentials.clone());
+        let now = self.clock.now();
+        let times = blocking(move || folder.write_credentials(&credentials, now))
+            .await
+            .map_err(|error| failed("write a session's token", error))?;
+        *entry.token() = Some(times);
+        Ok(())
+    }
+
+    /// How the shim is to start this run.
+    fn record(&self, folder: &SessionFolder, run: &DesiredRun) -> Result<RunRecord, BackendError> {
+        if run.command.is_empty() {
+            return Err(BackendError::Impossible {
+                reason: "AgentCommandMissing",
+                message: "the session has no agent command".to_owned(),
+            });
+        }
+        let mark = uuid::Uuid::new_v4().to_string();
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let common = [
+            (tree::MARK, mark.clone()),
+            ("AMBIENT_BOT_TOKEN_FILE", text(folder.token_mount())),
+            ("AMBIENT_SESSION_KEY_FILE", text(folder.session_key_mount())),
+            (
+                "AMBIENT_SIDECAR_ADDRESSES",
+                text(folder.sidecar_addresses()),
+            ),
+            ("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+            ("AMBIENT_LOG_FORMAT", "json".to_owned()),
+        ];
+        let of_runner = [
+            ("AMBIENT_TOKEN_FILE", text(folder.token_file())),
+            ("AMBIENT_SPOOL_DIR", text(folder.spool())),
+            ("AMBIENT_TERMINATION_LOG", text(folder.termination_log())),
+            ("AMBIENT_STARTED_FILE", text(folder.started())),
+            ("WORKSPACE_PATH", text(folder.workspace())),
+        ];
+        let of_sidecar = [
+            ("AMBIENT_UPSTREAM_URL", self.settings.upstream.clone()),
+            (
+                "AMBIENT_UPSTREAM_GRPC_URL",
+                self.settings.grpc_upstream.clone(),
+            ),
+        ];
+        let named = |variables: &[(&str, String)]| -> BTreeMap<String, String> {
+            variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect()
+        };
+        let mut runner = self.settings.environment.clone();
+        runner.extend(run.environment.clone());
+        runner.extend(named(&common));
+        runner.extend(named(&of_runner));
+        let mut sidecar = self.settings.environment.clone();
+        // What people set for the agent is not the sidecar's matter; the log level is.
+        sidecar.extend(
+            run.environment
+                .get_key_value("LOG_LEVEL")
+                .map(|(name, level)| (name.clone(), level.clone())),
+        );
+        sidecar.extend(named(&common));
+        sidecar.extend(named(&of_sidecar));
+        let arguments = std::iter::once("--".to_owned())
+            .chain(run.command.iter().cloned())
+            .collect();
+        let tied_to = self.settings.tied.then(ProcessIdentity::own).transpose();
+        Ok(RunRecord {
+            generation: run.generation,
+            mark,
+            tied_to: tied_to.map_err(|error| failed("identify this process", error))?,
+            runner: ProgramRecord {
+                program: self.settings.programs.runner.clone(),
+                arguments,
+                environment: runner,
+            },
+            sidecar: ProgramRecord {
+                program: self.settings.programs.sidecar.clone(),
+                arguments: Vec::new(),
+                environment: sidecar,
+            },
+        })
+    }
+
+    /// Keeps the entry's state true until its run has ended.
+    async fn follow(&self, entry: &Entry) {
+        loop {
+            let folder = entry.folder.clone();
+            let state = match blocking(move || watch::look(&folder)).await {
+                Ok(Sight::Alive(state)) => state,
+                Ok(Sight::Ended(state)) => return self.set(entry, Some(state)),
+                // It never came to life, or its folder is gone: it may be started (again).
+                Ok(Sight::Nothing) => return self.set(entry, None),
+                Ok(Sight::Lost { generation }) => {
+                    match watch::bury(&entry.folder, generation, &self.clock).await {
+                        Ok(state) => {
+                            warn!(session = %entry.id.hash(), "session's shim is lost");
+                            return self.set(entry, Some(state));
+                        }
+                        Err(error) => {
+                            warn!(session = %entry.id.hash(), %error, "leftovers cannot be ended");
+                            sleep(LOOK_AGAIN).await;
+                            continue;
+                        }
+                    }
+                }
+                Err(error) => {
+                    warn!(session = %entry.id.hash(), %error, "session cannot be looked at");
+                    sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+            };
+            self.set(entry, Some(state.clone()));
+            watch::wait_for_change(&entry.folder, &state).await;
+        }
+    }
+
+    fn set(&self, entry: &Entry, state: Option<RunState>) {
+        let changed = {
+            let mut known = entry.state_mut();
+            let changed = *known != state;
+            *known = state;
+            changed
+        };
+        if changed {
+            (self.observer)(&entry.id);
+        }
+    }
+}
+
+impl Entry {
+    fn state(&self) -> Option<RunState> {
+        lock(&self.state).clone()
+    }
+
+    fn state_mut(&self) -> MutexGuard<'_, Option<RunState>> {
+        lock(&self.state)
+    }
+
+    fn token(&self) -> MutexGuard<'_, Option<TokenTimes>> {
+        lock(&self.token)
+    }
+
+    /// Signals the shim, if it lives.
+    async fn signal(&self, signal: Signal) -> Result<(), BackendError> {
+        let Some(state) = self.state() else {
+            return Ok(());
+        };
+        let folder = self.folder.clone();
+        blocking(move || {
+            if !folder.is_locked()? {
+                return Ok(());
+            }
+            // A shim that is about to write its record is signalled when asked again.
+            let record = folder
+                .shim(state.generation)?
+                .ok_or_else(|| io::Error::other("the shim is only just starting"))?;
+            record.shim.signal(signal).map(|_| ())
+        })
+        .await
+        .map_err(|error| failed("signal a session's shim", error))
+    }
+}
+
+impl Backend for ProcessBackend {
+    fn lag(&self) -> Duration {
+        LAG
+    }
+
+    fn start<'a>(
+        &'a self,
+        run: &'a DesiredRun,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.start_run(run, credentials))
+    }
+
+    fn stop<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            match self.inner.entry(id) {
+                Some(entry) => entry.signal(Signal::TERM).await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn remove<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.remove_session(id))
+    }
+
+    fn run_state(&self, id: &SessionId) -> Option<RunState> {
+        self.inner.entry(id)?.state()
+    }
+
+    fn token_times(&self, id: &SessionId) -> Option<TokenTimes> {
+        let entry = self.inner.entry(id)?;
+        // Somebody may have deleted it; it is then made again.
+        entry.folder.has_secret().then(|| *entry.token())?
+    }
+
+    fn write_token<'a>(
+        &'a self,
+        id: &'a SessionId,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            let entry = self.inner.entry(id).ok_or(BackendError::NotFound)?;
+            let _busy = entry.busy.lock().await;
+            // It may have been removed while we waited.
+            if self.inner.entry(id).is_none() {
+                return Err(BackendError::NotFound);
+            }
+            self.inner.write_credentials(&entry, credentials).await
+        })
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        self.inner.entries().keys().cloned().collect()
+    }
+}
+
+impl std::fmt::Debug for ProcessBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessBackend")
+            .field("settings", &self.inner.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+fn failed(
+    action: &'static str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> BackendError {
+    BackendError::Failed {
+        action,
+        source: Box::new(source),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,142 @@
+//! The end of a session that ends with this program: seen, asked for, or made.
+
+use std::time::Duration;
+
+use ambient_shared::{
+    exit,
+    proto::{self, SessionMessage},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep},
+};
+use tracing::{error, warn};
+
+use super::{
+    LocalError,
+    conversation::{Conversation, has_ended},
+};
+use crate::backend::{Backend as _, RunEnd, RunStatus, process::ProcessBackend};
+
+/// From the end of the processes to the phase that says so: the controller has to write it.
+const PHASE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Longest wait for a session that is being ended at once.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often the end is looked for that no event told.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+
+/// SIGINT, SIGTERM and SIGHUP all mean the same here.
+pub(super) struct Interrupts([tokio::signal::unix::Signal; 3]);
+
+impl Interrupts {
+    pub(super) fn new() -> Result<Self, LocalError> {
+        let catch = |kind| signal(kind).map_err(LocalError::Signals);
+        Ok(Self([
+            catch(SignalKind::interrupt())?,
+            catch(SignalKind::terminate())?,
+            catch(SignalKind::hangup())?,
+        ]))
+    }
+
+    pub(super) async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// What is known of the session's end.
+#[derive(Default)]
+pub(super) struct End {
+    pub(super) last_session: Option<proto::Session>,
+    run_ended_at: Option<Instant>,
+    /// Number of the mark after the last message.
+    pub(super) mark: Option<i64>,
+}
+
+impl End {
+    pub(super) fn session(&mut self, session: &proto::Session) {
+        self.last_session = Some(session.clone());
+    }
+
+    pub(super) fn is_mark(&self, message: &SessionMessage) -> bool {
+        self.mark.is_some_and(|mark| message.seq >= mark)
+    }
+
+    /// Whether the session has ended, and all its processes with it.
+    pub(super) async fn has_come(
+        &mut self,
+        conversation: &Conversation,
+        backend: &ProcessBackend,
+    ) -> Result<bool, LocalError> {
+        let run = backend.run_state(conversation.id());
+        let phase_says = self.last_session.as_ref().is_some_and(has_ended);
+        match run.map(|run| run.status) {
+            Some(RunStatus::Ended { .. }) => {
+                let since = *self.run_ended_at.get_or_insert_with(Instant::now);
+                if !phase_says && since.elapsed() > PHASE_LIMIT {
+                    warn!("the session's end was not written to the API server in time");
+                    return Ok(true);
+                }
+                Ok(phase_says)
+            }
+            Some(RunStatus::Starting | RunStatus::Running { .. }) => Ok(false),
+            // It failed, or was stopped, before anything was started.
+            None => Ok(phase_says),
+        }
+    }
+}
+
+/// Second Ctrl-C.
+pub(super) async fn end_at_once(
+    conversation: &Conversation,
+    backend: &ProcessBackend,
+) -> Result<u8, LocalError> {
+    let deadline = Instant::now() + KILL_LIMIT;
+    while Instant::now() < deadline {
+        let state = backend.run_state(conversation.id());
+        if state.is_none_or(|state| matches!(state.status, RunStatus::Ended { .. })) {
+            break;
+        }
+        if let Err(error) = backend.kill(conversation.id()).await {
+            warn!(error = %exit::report(&error), "session cannot be killed");
+        }
+        sleep(LOOK).await;
+    }
+    // 2 is SIGINT's number.
+    Ok(exit::SIGNAL_BASE + 2)
+}
+
+/// The agent's exit code; says on stderr why it is not 0.
+pub(super) fn exit_code(
+    conversation: &Conversation,
+    backend: &ProcessBackend,
+    session: Option<&proto::Session>,
+) -> u8 {
+    let state = backend.run_state(conversation.id());
+    match state.map(|state| state.status) {
+        Some(RunStatus::Ended { end, .. }) => match end {
+            RunEnd::Exited { code, message } => {
+                if let Some(message) = message {
+                    // The runner logged it, but perhaps at a level that is not shown.
+                    warn!(code, "{message}");
+                }
+                code
+            }
+            RunEnd::Lost { message } => {
+                error!("{message}");
+                exit::SOFTWARE
+            }
+        },
+        _ => {
+            let conditions = session.and_then(|session| session.conditions.as_deref());
+            error!(conditions, "the session did not run");
+            exit::SOFTWARE
+        }
+    }
+}
