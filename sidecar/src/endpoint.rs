@@ -127,7 +127,7 @@ impl Handler for Endpoint {
         let mut answer = if let Err(refusal) = self.guard.check(&request) {
             let labels = [("port", "endpoint"), ("reason", refusal.label())];
             counter!(names::REFUSED, &labels).increment(1);
-            text(StatusCode::FORBIDDEN, refusal.to_string())
+            text(refusal.status(), refusal.to_string())
         } else if request.uri.path() != "/token" {
             text(
                 StatusCode::NOT_FOUND,

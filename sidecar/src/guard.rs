@@ -7,7 +7,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::{HeaderName, Method, header, request::Parts};
+use http::{HeaderName, Method, StatusCode, header, request::Parts};
 
 /// The header that an operator may demand, with the value `true`.
 pub(crate) const REQUIRED_HEADER: HeaderName = HeaderName::from_static("x-ambient-request");
@@ -43,6 +43,14 @@ impl Refusal {
             Self::Origin => "origin",
             Self::Header => "header",
             Self::Method => "method",
+        }
+    }
+
+    /// What HTTP says: 501 for methods that we do not know on purpose.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::Host | Self::Origin | Self::Header => StatusCode::FORBIDDEN,
+            Self::Method => StatusCode::NOT_IMPLEMENTED,
         }
     }
 }

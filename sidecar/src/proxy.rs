@@ -168,10 +168,7 @@ impl Failure {
         const PERMISSION_DENIED: u16 = 7;
         const UNAVAILABLE: u16 = 14;
         match self {
-            Self::Refused(Refusal::Method) => {
-                (StatusCode::METHOD_NOT_ALLOWED, PERMISSION_DENIED, "refused")
-            }
-            Self::Refused(_) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, "refused"),
+            Self::Refused(refusal) => (refusal.status(), PERMISSION_DENIED, "refused"),
             Self::Path => (StatusCode::BAD_REQUEST, INVALID_ARGUMENT, "bad_path"),
             Self::NoToken | Self::Expired => {
                 (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, "no_token")

@@ -7,7 +7,10 @@ use ambient_shared::proto::{
     session_service_client::SessionServiceClient,
     session_service_server::{SessionService, SessionServiceServer},
 };
-use ambient_testing::DEADLINE;
+use ambient_testing::{
+    DEADLINE,
+    faults::{Mode, Relay},
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -322,6 +325,29 @@ async fn a_stream_that_is_not_signed_in_is_begun_again() {
         (status.code(), status.message()),
         (Code::Unauthenticated, "who are you?")
     );
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_is_found_again() {
+    let (_accepted, accepts) = watch::channel(String::new());
+    let first = Server::start(Api::routes(accepts.clone(), || {})).await;
+    let relay = Relay::start(first.address).await;
+    let scene = scene("one", relay.address()).await;
+    let mut client = SessionServiceClient::new(connect(&scene).await);
+    client.push_session_message(push("1")).await.unwrap();
+    relay.set(Mode::Refuse).await;
+    relay.reset();
+    drop(first);
+    // The first may still meet the broken connection.
+    let _ = client.push_session_message(push("2")).await;
+    let status = client.push_session_message(push("2")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+
+    let second = Server::start(Api::routes(accepts, || {})).await;
+    relay.set_server(second.address);
+    relay.set(Mode::Pass).await;
+    let answer = client.push_session_message(push("3")).await.unwrap();
+    assert_eq!(answer.into_inner().payload, "3");
 }
 
 #[tokio::test]

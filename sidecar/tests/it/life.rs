@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use ambient_testing::{DEADLINE, programs::Program};
+use ambient_testing::{DEADLINE, processes::memory, programs::Program};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
@@ -151,6 +151,25 @@ async fn help_and_version_go_to_stdout() {
         assert_eq!(sidecar.wait().await.code(), Some(0));
         assert!(sidecar.output().join("\n").contains("ambient-sidecar"));
     }
+}
+
+/// Beside every agent there is one: it must be small. What is mapped from the binary is left out,
+/// as that of a debug build is ten times that of a release.
+#[tokio::test]
+async fn idle_memory_is_small_also_after_work() {
+    let upstream = Upstream::start().await;
+    let scene = Scene::with_token("one", &upstream.url()).await;
+    for _ in 0..200 {
+        scene
+            .post("/x")
+            .body(vec![b'x'; 20_000])
+            .send()
+            .await
+            .unwrap();
+        scene.token("").send().await.unwrap();
+    }
+    let anonymous = memory(scene.sidecar.pid(), "RssAnon").unwrap();
+    assert!(anonymous < 6 * 1024 * 1024, "{anonymous} bytes");
 }
 
 #[tokio::test]

@@ -218,6 +218,7 @@ async fn nothing_but_the_upstream_can_be_reached() {
         format!("GET http://{other}/x HTTP/1.1\r\nHost: {other}\r\nConnection: close\r\n\r\n"),
         "GET //evil.example/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_owned(),
         "GET /x HTTP/1.0\r\n\r\n".to_owned(),
+        "TRACE /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_owned(),
         format!("CONNECT {other} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
         "OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_owned(),
         format!("GET @{other}/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
@@ -259,6 +260,31 @@ async fn broken_and_huge_requests_get_an_answer_and_harm_nobody() {
     assert!(raw(&scene, two).await.starts_with("HTTP/1.1 400"));
     assert!(upstream.shared.seen().is_empty());
     assert_eq!(scene.get("/x").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn heads_and_expectations_are_kept() {
+    let upstream = Upstream::start().await;
+    let scene = Scene::with_token("one", &upstream.url()).await;
+    let url = format!("http://{}/x", scene.proxy);
+    let head = scene.client.head(url).send().await.unwrap();
+    assert_eq!(
+        (head.status().as_u16(), &head.headers()["x-upstream"]),
+        (200, &"yes".parse().unwrap())
+    );
+
+    let mut stream = TcpStream::connect(scene.proxy).await.unwrap();
+    let head = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\
+                 Expect: 100-continue\r\nConnection: close\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    let mut answer = vec![0; 25];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"ab").await.unwrap();
+    answer.clear();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nab"), "{answer:?}");
+    assert_eq!(upstream.shared.last().header("expect"), None);
 }
 
 #[tokio::test]

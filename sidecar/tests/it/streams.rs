@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ambient_testing::DEADLINE;
+use ambient_testing::{DEADLINE, faults::Relay};
 use futures_util::StreamExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -45,6 +45,21 @@ async fn events_arrive_before_the_answer_ends() {
     timeout(DEADLINE, upstream.shared.gone.notified())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_does_not_look_like_an_end() {
+    let upstream = Upstream::start().await;
+    let relay = Relay::start(upstream.address).await;
+    let scene = Scene::with_token("one", &format!("http://{}", relay.address())).await;
+    for break_off in [Relay::cut, Relay::reset] {
+        let mut answer = scene.get("/sse").send().await.unwrap();
+        assert!(answer.chunk().await.unwrap().is_some());
+        break_off(&relay);
+        let end = timeout(DEADLINE, answer.chunk()).await.unwrap();
+        assert!(end.is_err(), "{end:?}");
+        assert_eq!(scene.get("/x").send().await.unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]
