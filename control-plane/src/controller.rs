@@ -1,19 +1,55 @@
-//! The session controller: makes what runs follow what the API server says (being written).
+//! The session controller: makes what runs follow what the API server says.
+//!
+//! ```text
+//! feed → cache, due → queue → workers → reconciler → backend, API server
+//! ticker → tokens due → workers → issuer → backend
+//! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use ambient_shared::{
-    api::Api, clock::Clock, proof::SessionKey, session::SessionId, tasks::TaskFailure,
+    api::Api,
+    clock::Clock,
+    proof::SessionKey,
+    retry::Policy,
+    session::SessionId,
+    tasks::{TaskFailure, Tasks},
 };
+use metrics::gauge;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Backend, Observer},
     issuer::Issuer,
-    reconcile::desired::DesiredSettings,
-    refresh::RefreshSettings,
-    sessions::{SessionCache, rest::RestClient},
+    metrics::QUEUE_LENGTH,
+    queue::WorkQueue,
+    reconcile::{
+        Reconciler,
+        desired::DesiredSettings,
+        due::{Due, Handler},
+    },
+    refresh::{Interval, Refresh, RefreshSettings, Rule, Tick},
+    sessions::{SessionCache, feed::Feed, list::Lister, remote::Remote, rest::RestClient},
+    worker::Worker,
 };
+
+/// Longest time for one handler's run. Calls have shorter limits of their own; this one is for a
+/// backend that hangs.
+const HANDLER_LIMIT: Duration = Duration::from_mins(2);
+
+/// Longest time for one token's issue and write.
+const TOKEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long work that has begun may go on after the shutdown: below the 30 s that Kubernetes gives.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// How often the queue's length is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Gives the key of a session.
 pub type SessionKeys = Arc<dyn Fn(&SessionId) -> SessionKey + Send + Sync>;
@@ -47,7 +83,14 @@ impl Default for ControllerSettings {
 
 /// The controller, ready to run.
 pub struct Controller {
+    api: Api,
+    rest: RestClient,
+    issuer: Arc<dyn Issuer>,
+    keys: SessionKeys,
+    settings: ControllerSettings,
+    clock: Clock,
     cache: SessionCache,
+    due: Arc<Due>,
 }
 
 impl Controller {
@@ -60,9 +103,19 @@ impl Controller {
         settings: ControllerSettings,
         clock: Clock,
     ) -> Self {
-        let _ = (api, rest, issuer, keys, settings, clock);
+        let cache = SessionCache::new();
+        let refreshing = settings.refresh.interval != Interval::Off;
+        let tokens = refreshing.then(|| WorkQueue::new(Policy::default()));
+        let due = Arc::new(Due::new(cache.clone(), tokens));
         Self {
-            cache: SessionCache::new(),
+            api,
+            rest,
+            issuer,
+            keys,
+            settings,
+            clock,
+            cache,
+            due,
         }
     }
 
@@ -74,11 +127,13 @@ impl Controller {
     /// What the backend calls with each session whose run or Secret changed. Only marks work as
     /// due; never blocks.
     pub fn observer(&self) -> Observer {
-        Arc::new(|_| {})
+        let due = Arc::clone(&self.due);
+        Arc::new(move |id| due.touch(id))
     }
 
-    /// Runs until `shutdown`, then finishes what runs. The backend must have found what an earlier
-    /// life of the control plane left.
+    /// Runs until `shutdown`, then finishes what has begun. By now the backend must have found
+    /// what an earlier life of the control plane left: a session in phase Running whose run it does
+    /// not know is reported as lost.
     ///
     /// # Errors
     /// When a task fails or does not end in time.
@@ -87,8 +142,117 @@ impl Controller {
         backend: Arc<dyn Backend>,
         shutdown: CancellationToken,
     ) -> Result<(), TaskFailure> {
-        let _ = backend;
-        shutdown.cancelled().await;
-        Ok(())
+        let Self {
+            api,
+            rest,
+            issuer,
+            keys,
+            settings,
+            clock,
+            cache,
+            due,
+        } = self;
+        due.set_backend(Arc::clone(&backend));
+        // A failure here ends this controller; what it means for the program, the caller decides.
+        let shutdown = shutdown.child_token();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let lister = Lister::new(api.clone(), rest);
+        let started_at = clock.now();
+        let interval = settings.refresh.interval;
+
+        let reconciler = Arc::new(Reconciler {
+            cache: cache.clone(),
+            remote: Remote::new(api.clone()),
+            backend: Arc::clone(&backend),
+            issuer: Arc::clone(&issuer),
+            keys: Arc::clone(&keys),
+            desired: settings.desired,
+            due: Arc::clone(&due),
+            min_life: {
+                let (issuer, lag) = (Arc::clone(&issuer), backend.lag());
+                Arc::new(move || Rule::new(interval, issuer.life(), lag, started_at).min_life())
+            },
+            clock: clock.clone(),
+        });
+        let share = |handlers: &[Handler], limit| {
+            let reconciler = Arc::clone(&reconciler);
+            Worker {
+                queue: due.queue.clone(),
+                handlers: handlers.to_vec(),
+                limit,
+                time_limit: HANDLER_LIMIT,
+                run: Arc::new(move |handler, id: SessionId| {
+                    let reconciler = Arc::clone(&reconciler);
+                    Box::pin(async move { reconciler.run(handler, &id).await })
+                }),
+            }
+        };
+        let starting = share(&Handler::STARTING, settings.provision_workers);
+        let ending = share(&Handler::ENDING, settings.clean_up_workers);
+        tasks.spawn(
+            "workers that start sessions",
+            starting.run(shutdown.clone()),
+        );
+        tasks.spawn("workers that end sessions", ending.run(shutdown.clone()));
+
+        if let Some(tokens) = due.tokens.clone() {
+            let refresh = Arc::new(Refresh {
+                cache: cache.clone(),
+                lister: lister.clone(),
+                backend,
+                issuer,
+                keys,
+                due: Arc::clone(&due),
+                tokens: tokens.clone(),
+                interval,
+                clock: clock.clone(),
+                started_at,
+                tick: Mutex::new(Tick::default()),
+            });
+            let writer = Worker {
+                queue: tokens,
+                handlers: vec![()],
+                limit: settings.refresh.concurrency,
+                time_limit: TOKEN_LIMIT,
+                run: {
+                    let refresh = Arc::clone(&refresh);
+                    Arc::new(move |(), id: SessionId| {
+                        let refresh = Arc::clone(&refresh);
+                        Box::pin(async move { refresh.replace(&id).await })
+                    })
+                },
+            };
+            tasks.spawn("workers that refresh tokens", writer.run(shutdown.clone()));
+            tasks.spawn("refresh ticker", refresh.run(shutdown.clone()));
+        }
+
+        tasks.spawn(
+            "queue report",
+            report_queue(Arc::clone(&due), shutdown.clone()),
+        );
+        let feed = Feed::new(api, lister, cache, due, settings.resync, clock);
+        tasks.spawn("session feed", feed.run(shutdown));
+        tasks.run_until_shutdown(DRAIN).await
+    }
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn report_queue(due: Arc<Due>, shutdown: CancellationToken) {
+    loop {
+        for handler in Handler::ALL {
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            gauge!(QUEUE_LENGTH, "handler" => handler.as_str()).set(due.queue.len(handler) as f64);
+        }
+        let pause = shutdown.run_until_cancelled(sleep(REPORT_INTERVAL));
+        if pause.await.is_none() {
+            return;
+        }
     }
 }

@@ -39,7 +39,7 @@ pub const LAST_LIST: &str = "ambient_control_plane_last_list_timestamp_seconds";
 pub const LISTS: &str = "ambient_control_plane_lists_total";
 /// Counter, label `reason`: times the watch of sessions ended and was opened again.
 pub const WATCH_RECONNECTS: &str = "ambient_control_plane_watch_reconnects_total";
-/// Gauge: entries that are due or wait in the work queue.
+/// Gauge, label `handler`: entries of the work queue, whether due, backing off or running.
 pub const QUEUE_LENGTH: &str = "ambient_control_plane_queue_length";
 /// Counter, labels `handler` and `result`: runs of a handler.
 pub const HANDLER_RUNS: &str = "ambient_control_plane_handler_runs_total";

@@ -1,18 +1,52 @@
-//! The refresh ticker (being written).
+//! The refresh ticker: keeps the tokens in running sessions' Secrets fresh (push).
+//!
+//! In: all pages of running sessions, the cache, and what the backend sees run. Out: one write for
+//! each Secret that is due. Each source may miss a session (pages shift, a watch is behind, the API
+//! server is away); a session that any of them has is not missed. A write that fails is tried again
+//! on its own; the next tick does not wait for it.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
 
-/// How often tokens of running sessions are looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Interval {
-    /// A third of the tokens' life.
-    #[default]
-    Auto,
-    /// Never: sessions have to fetch their tokens.
-    Off,
-    /// This often, but never less often than twice in a token's life.
-    Every(Duration),
-}
+use ambient_shared::{
+    clock::{Clock, unix_seconds},
+    exit,
+    phase::Phase,
+    retry::Policy,
+    session::SessionId,
+};
+use metrics::{counter, gauge};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info, info_span, warn};
+
+use crate::{
+    backend::{Backend, BackendError, Credentials, RunStatus},
+    controller::SessionKeys,
+    issuer::{IssueError, Issuer, Subject},
+    metrics::{EARLIEST_EXPIRY, LAST_REFRESH, REFRESH_DUE, REFRESHES},
+    queue::WorkQueue,
+    reconcile::due::Due,
+    sessions::{
+        SessionCache,
+        list::{Lister, Query},
+    },
+};
+
+mod rule;
+
+pub use rule::Interval;
+pub(crate) use rule::Rule;
+
+/// Longest wait for all pages; the tick goes on with what it has.
+const LIST_LIMIT: Duration = Duration::from_mins(1);
+
+/// The ticker looks at the clock this often: the machine may have slept, and the tokens' life may
+/// have become known.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// Settings of the refresh.
 #[derive(Debug, Clone, Copy)]
@@ -29,5 +63,291 @@ impl Default for RefreshSettings {
             interval: Interval::Auto,
             concurrency: 16,
         }
+    }
+}
+
+/// Why a token was not written. All of these are tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RefreshError {
+    /// There is none to write.
+    #[error("cannot get a token for the session")]
+    Issue(#[from] IssueError),
+    /// The issuer has only what the session has already.
+    #[error("the issuer has no token that lives longer than the session's")]
+    NoFresher,
+    /// It cannot be written.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// Looks for due tokens, and replaces them.
+pub(crate) struct Refresh {
+    pub(crate) cache: SessionCache,
+    pub(crate) lister: Lister,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) issuer: Arc<dyn Issuer>,
+    pub(crate) keys: SessionKeys,
+    pub(crate) due: Arc<Due>,
+    pub(crate) tokens: WorkQueue<(), SessionId>,
+    pub(crate) interval: Interval,
+    pub(crate) clock: Clock,
+    pub(crate) started_at: SystemTime,
+    pub(crate) tick: Mutex<Tick>,
+}
+
+/// What one tick has done so far.
+#[derive(Debug, Default)]
+pub(crate) struct Tick {
+    /// Due and not settled yet.
+    open: HashSet<SessionId>,
+    /// Nothing is added any more.
+    complete: bool,
+    running: usize,
+    due: usize,
+    written: usize,
+    skipped: usize,
+    failures: usize,
+}
+
+/// How one due token was settled.
+#[derive(Debug, Clone, Copy)]
+enum Settled {
+    Written,
+    /// The session ended, or somebody else wrote it.
+    Skipped,
+}
+
+impl Refresh {
+    /// Ticks until `shutdown`, the first time at once.
+    ///
+    /// Cancel-safe: what is due is in the queue or found again by the next tick.
+    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let ticking = async {
+            loop {
+                let (started, started_at) = (Instant::now(), self.clock.now());
+                let span = info_span!("refresh");
+                self.look().instrument(span).await;
+                // The wall clock counts too: the machine may have slept.
+                while let Some(interval) = self.interval.between_ticks(self.issuer.life()) {
+                    let by_wall = self.clock.now().duration_since(started_at);
+                    let passed = started.elapsed().max(by_wall.unwrap_or_default());
+                    let Some(left) = interval.checked_sub(passed).filter(|it| !it.is_zero()) else {
+                        break;
+                    };
+                    sleep(left.min(GLANCE)).await;
+                }
+            }
+        };
+        shutdown.run_until_cancelled(ticking).await;
+    }
+
+    /// The rule at this moment.
+    pub(crate) fn rule(&self) -> Rule {
+        let lag = self.backend.lag();
+        Rule::new(self.interval, self.issuer.life(), lag, self.started_at)
+    }
+
+    /// One tick: marks each due token.
+    async fn look(&self) {
+        self.begin();
+        let mut seen = HashSet::new();
+        let known = self.cache.sessions().into_iter();
+        let known = known.filter(|session| session.phase.is_active());
+        let known = known.map(|session| session.id.clone());
+        // What runs here needs its token whether or not the API server can say so.
+        let here = self.backend.sessions();
+        for id in known.chain(here) {
+            self.consider(&id, &mut seen);
+        }
+        // What both have missed: all pages of running sessions.
+        let running = Query {
+            phase: Some(Phase::Running),
+        };
+        let interval = self.interval.between_ticks(self.issuer.life());
+        let limit = interval.unwrap_or(LIST_LIMIT).min(LIST_LIMIT);
+        let list = self.lister.all(&running, limit, |objects| {
+            for object in objects {
+                let id = object.metadata.and_then(|it| SessionId::parse(it.id).ok());
+                if let Some(id) = id {
+                    self.consider(&id, &mut seen);
+                }
+            }
+        });
+        match timeout(limit, list).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                warn!(reason = %exit::report(&error), "refresh goes on without a list")
+            }
+            Err(_) => warn!("refresh goes on without a list: no answer in time"),
+        }
+        self.complete();
+    }
+
+    /// Marks a session's token if it runs and its token is due.
+    fn consider(&self, id: &SessionId, seen: &mut HashSet<SessionId>) {
+        if !seen.insert(id.clone()) || self.subject(id).is_none() {
+            return;
+        }
+        let times = self.backend.token_times(id);
+        let due = self.rule().is_due(times, self.clock.now());
+        let mut tick = self.tick();
+        tick.running += 1;
+        if due {
+            tick.due += 1;
+            tick.open.insert(id.clone());
+            drop(tick);
+            self.tokens.mark((), id);
+        }
+    }
+
+    /// For whom a session's token is; none when it needs none any more.
+    fn subject(&self, id: &SessionId) -> Option<Subject> {
+        let run = self.backend.run_state(id)?;
+        if matches!(run.status, RunStatus::Ended { .. }) || self.cache.is_deleted(id) {
+            return None;
+        }
+        // A session that the cache does not know is vouched for by its run.
+        if let Some(session) = self.cache.get(id) {
+            // What has ended for the API server, or was started again, is about to be stopped.
+            if !session.phase.is_active() || session.generation != run.generation {
+                return None;
+            }
+        }
+        Some(Subject {
+            session: id.clone(),
+            generation: run.generation,
+        })
+    }
+
+    /// Replaces one session's token, if that is (still) needed.
+    ///
+    /// # Errors
+    /// When it is to be tried again.
+    pub(crate) async fn replace(&self, id: &SessionId) -> Result<(), RefreshError> {
+        let replaced = self.try_replace(id).await;
+        let result = match &replaced {
+            Ok(Settled::Written) => "written",
+            Ok(Settled::Skipped) => "skipped",
+            Err(_) => "failed",
+        };
+        counter!(REFRESHES, "result" => result).increment(1);
+        let mut tick = self.tick();
+        let ours = tick.open.contains(id);
+        match replaced {
+            Ok(settled) => {
+                tick.open.remove(id);
+                match settled {
+                    Settled::Written if ours => tick.written += 1,
+                    Settled::Skipped if ours => tick.skipped += 1,
+                    Settled::Written | Settled::Skipped => {}
+                }
+                if ours {
+                    tick.summarise_if_done();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tick.failures += 1;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_replace(&self, id: &SessionId) -> Result<Settled, RefreshError> {
+        let Some(subject) = self.subject(id) else {
+            return Ok(Settled::Skipped);
+        };
+        let rule = self.rule();
+        let before = self.backend.token_times(id);
+        if !rule.is_due(before, self.clock.now()) {
+            return Ok(Settled::Skipped);
+        }
+        let token = self.issuer.issue(&subject, rule.min_life()).await?;
+        let had = before.and_then(|times| times.expires_at);
+        if had.is_some_and(|had| token.expires_at().is_some_and(|has| has <= had)) {
+            return Err(RefreshError::NoFresher);
+        }
+        // Issuing may take long.
+        if self.subject(id).as_ref() != Some(&subject) {
+            return Ok(Settled::Skipped);
+        }
+        let credentials = Credentials {
+            token,
+            session_key: (self.keys)(id),
+        };
+        let written = self.backend.write_token(id, &credentials).await;
+        if self.cache.is_deleted(id) {
+            // Deleted meanwhile: what was written must not be left behind.
+            self.due
+                .queue
+                .mark(crate::reconcile::due::Handler::CleanUp, id);
+        }
+        match written {
+            Ok(()) => Ok(Settled::Written),
+            Err(_) if self.subject(id).is_none() => Ok(Settled::Skipped),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn begin(&self) {
+        let interval = self.interval.between_ticks(self.issuer.life());
+        let interval = interval.unwrap_or_default();
+        // A token that failed is tried several times before the next tick.
+        self.tokens.set_policy(Policy {
+            initial: (interval / 40).max(Duration::from_millis(20)),
+            max: (interval / 4).min(Duration::from_secs(30)),
+            ..Policy::default()
+        });
+        let mut tick = self.tick();
+        if !tick.open.is_empty() {
+            tick.summarise();
+        }
+        *tick = Tick::default();
+    }
+
+    fn complete(&self) {
+        let expiries = self.backend.sessions().into_iter();
+        let expiries = expiries.filter(|id| self.subject(id).is_some());
+        let earliest = expiries
+            .filter_map(|id| self.backend.token_times(&id)?.expires_at)
+            .min();
+        let mut tick = self.tick();
+        tick.complete = true;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a moment in seconds, or a small number"
+        )]
+        {
+            gauge!(LAST_REFRESH).set(self.clock.unix_seconds() as f64);
+            gauge!(REFRESH_DUE).set(tick.due as f64);
+            if let Some(earliest) = earliest {
+                gauge!(EARLIEST_EXPIRY).set(unix_seconds(earliest) as f64);
+            }
+        }
+        tick.summarise_if_done();
+    }
+
+    fn tick(&self) -> MutexGuard<'_, Tick> {
+        self.tick.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tick {
+    fn summarise_if_done(&self) {
+        if self.complete && self.open.is_empty() {
+            self.summarise();
+        }
+    }
+
+    fn summarise(&self) {
+        info!(
+            running = self.running,
+            due = self.due,
+            written = self.written,
+            skipped = self.skipped,
+            failures = self.failures,
+            unfinished = self.open.len(),
+            "refresh"
+        );
     }
 }

@@ -1,1 +1,191 @@
-//! (being written)
+//! Runs handlers for due work, each share of work with its own limit.
+//!
+//! In: due entries of the [`WorkQueue`]. Out: calls of one function, at most `limit` at once; what
+//! it says decides whether the entry is forgotten or retried.
+
+use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+
+use ambient_shared::{exit, session::SessionId};
+use futures_util::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::queue::{Lease, WorkQueue};
+
+/// What a worker does with one entry.
+pub(crate) type Run<H, E> =
+    Arc<dyn Fn(H, SessionId) -> BoxFuture<'static, Result<(), E>> + Send + Sync>;
+
+/// Failures in a row before they are warned of: what a restart of the other side causes is no
+/// news.
+const WARN_FROM: u32 = 3;
+
+/// A task that runs one share of the work.
+pub(crate) struct Worker<H, E> {
+    /// Where the work comes from.
+    pub(crate) queue: WorkQueue<H, SessionId>,
+    /// The share: the handlers whose entries it takes.
+    pub(crate) handlers: Vec<H>,
+    /// How many entries it works on at once.
+    pub(crate) limit: usize,
+    /// Longest time for one entry; then it counts as failed.
+    pub(crate) time_limit: Duration,
+    /// What is done.
+    pub(crate) run: Run<H, E>,
+}
+
+impl<H, E> Worker<H, E>
+where
+    H: Copy + Eq + Hash + Debug + Send + Sync + 'static,
+    E: std::error::Error + Send + 'static,
+{
+    /// Works until `shutdown`, then finishes what it has begun.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut running = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(ended) = running.join_next() => report_panic(ended),
+                lease = self.queue.next(&self.handlers), if running.len() < self.limit.max(1) => {
+                    running.spawn(work_off(lease, Arc::clone(&self.run), self.time_limit));
+                }
+            }
+        }
+        while let Some(ended) = running.join_next().await {
+            report_panic(ended);
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        // The lease was dropped on the way, so the entry is retried.
+        error!(%error, "a handler panicked");
+    }
+}
+
+async fn work_off<H, E>(lease: Lease<H, SessionId>, run: Run<H, E>, time_limit: Duration)
+where
+    H: Copy + Eq + Hash + Debug,
+    E: std::error::Error + 'static,
+{
+    let (handler, id) = (lease.handler(), lease.key().clone());
+    let done = tokio::time::timeout(time_limit, run(handler, id.clone())).await;
+    let reason = match done {
+        Ok(Ok(())) => {
+            lease.succeed();
+            return;
+        }
+        // Whatever is below may quote the id, in a path or in what a server answered.
+        Ok(Err(error)) => {
+            let hash = id.hash().to_string();
+            exit::report(&error).replace(id.as_str(), &hash)
+        }
+        Err(_) => format!("not done within {time_limit:?}"),
+    };
+    let session = id.hash();
+    let Some(failed) = lease.fail() else { return };
+    let (failures, retry_in_s) = (failed.failures, failed.wait.as_secs_f32());
+    if failures >= WARN_FROM {
+        warn!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
+    } else {
+        debug!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use ambient_shared::retry::Policy;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed")]
+    struct Failure;
+
+    fn id(number: usize) -> SessionId {
+        SessionId::parse(format!("session-{number:04}")).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_share_has_its_own_limit() {
+        let queue = WorkQueue::new(Policy::default());
+        let (slow_runs, quick_runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let run: Run<&str, Failure> = {
+            let (slow_runs, quick_runs) = (Arc::clone(&slow_runs), Arc::clone(&quick_runs));
+            Arc::new(move |handler, _| {
+                if handler == "slow" {
+                    slow_runs.fetch_add(1, Ordering::SeqCst);
+                    return Box::pin(std::future::pending());
+                }
+                quick_runs.add_permits(1);
+                Box::pin(std::future::ready(Ok(())))
+            })
+        };
+        let worker = |handler| Worker {
+            queue: queue.clone(),
+            handlers: vec![handler],
+            limit: 2,
+            time_limit: Duration::from_secs(3600),
+            run: Arc::clone(&run),
+        };
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker("slow").run(shutdown.clone()));
+        tasks.spawn(worker("quick").run(shutdown.clone()));
+
+        for number in 0..10 {
+            queue.mark("slow", &id(number));
+            queue.mark("quick", &id(100 + number));
+        }
+
+        let all = tokio::time::timeout(Duration::from_secs(60), quick_runs.acquire_many(10)).await;
+        assert!(all.is_ok(), "quick work waited behind slow work");
+        assert_eq!(slow_runs.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn panics_and_hangs_are_failures_that_are_tried_again() {
+        let queue = WorkQueue::new(Policy::default());
+        let tries = Arc::new(AtomicUsize::new(0));
+        let done = Arc::new(Semaphore::new(0));
+        let run: Run<(), Failure> = {
+            let (tries, done) = (Arc::clone(&tries), Arc::clone(&done));
+            Arc::new(move |(), _| {
+                let (attempt, done) = (tries.fetch_add(1, Ordering::SeqCst), Arc::clone(&done));
+                Box::pin(async move {
+                    match attempt {
+                        0 => panic!("in a handler"),
+                        1 => std::future::pending().await,
+                        2 => Err(Failure),
+                        _ => {
+                            done.add_permits(1);
+                            Ok(())
+                        }
+                    }
+                })
+            })
+        };
+        let shutdown = CancellationToken::new();
+        let worker = Worker {
+            queue: queue.clone(),
+            handlers: vec![()],
+            limit: 1,
+            time_limit: Duration::from_secs(10),
+            run,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker.run(shutdown.clone()));
+        queue.mark((), &id(1));
+        let all = tokio::time::timeout(Duration::from_secs(3600), done.acquire()).await;
+        assert!(all.is_ok());
+        shutdown.cancel();
+        tasks.join_next().await.unwrap().unwrap();
+        assert_eq!(queue.len(()), 0);
+    }
+}

@@ -1,6 +1,35 @@
-//! What a session's run should be (being written).
+//! What a session's run should be. Pure.
+//!
+//! In: the session's object and the settings. Out: the runner's command and environment (contract
+//! section 3), or why there can be none. Paths are the backend's: it adds them, and what it adds
+//! wins.
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{backend::DesiredRun, sessions::Session};
+
+/// The agent's command, a JSON array of strings.
+const AGENT_COMMAND: &str = "ambient-code.io/agent-command";
+/// How the runner talks with the agent.
+const AGENT_IO: &str = "ambient-code.io/agent-io";
+/// After how many turns the agent's stdin is closed.
+const AGENT_TURNS: &str = "ambient-code.io/agent-turns";
+/// The image of the agent's container.
+const AGENT_IMAGE: &str = "ambient-code.io/agent-image";
+
+/// Variables of our own prefix that a session may set: they are about its agent alone.
+const OWN_TO_SET: [&str; 3] = [
+    "AMBIENT_ON_REFRESH",
+    "AMBIENT_GRACE_PERIOD",
+    "AMBIENT_HOLD_BACK",
+];
+
+/// Most bytes of one variable. Linux takes 128 KiB with the name (`MAX_ARG_STRLEN`), and what it
+/// does not take fails every start.
+const MAX_VALUE: usize = 127 * 1024;
 
 /// How the runner talks with the agent (contract section 3, I/O modes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,3 +97,329 @@ impl FromStr for AgentIo {
         }
     }
 }
+
+/// Why a session cannot run, however often it is tried.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CannotRun {
+    /// Condition reason.
+    pub reason: &'static str,
+    /// For people: what is wrong, and with what.
+    pub message: String,
+}
+
+impl CannotRun {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// The run of a session.
+///
+/// `preamble` are the prompts that come before the session's own (project, agent, inbox), in this
+/// order; empty ones are left out.
+///
+/// # Errors
+/// [`CannotRun`] when the session's object contradicts the contract.
+pub fn desired_run(
+    session: &Session,
+    preamble: &[&str],
+    settings: &DesiredSettings,
+) -> Result<DesiredRun, CannotRun> {
+    let annotations = annotations(session)?;
+    let command = command(&annotations, settings)?;
+    let mut environment = settings.passed_on.clone();
+    environment.extend(common(session, settings));
+    environment.extend(agent_io(&annotations, settings)?);
+    environment.extend(work(session, preamble)?);
+    for (name, value) in requested(session)? {
+        // Never in place of ours.
+        environment.entry(name).or_insert(value);
+    }
+    if let Some((name, _)) = environment.iter().find(|(_, value)| value.contains('\0')) {
+        let message = format!("{name} would have a NUL character, which no variable can hold");
+        return Err(CannotRun::new("EnvironmentMalformed", message));
+    }
+    if let Some((name, value)) = environment
+        .iter()
+        .find(|(_, value)| value.len() > MAX_VALUE)
+    {
+        let message = format!(
+            "{name} would have {} bytes; at most {MAX_VALUE} fit",
+            value.len()
+        );
+        return Err(CannotRun::new("EnvironmentTooLarge", message));
+    }
+    Ok(DesiredRun {
+        id: session.id.clone(),
+        generation: session.generation,
+        command,
+        environment,
+    })
+}
+
+/// Who the session is and whom it talks to.
+fn common(session: &Session, settings: &DesiredSettings) -> BTreeMap<String, String> {
+    let object = &session.object;
+    let project = object.project_id.clone().unwrap_or_default();
+    let flag = |on: bool| if on { "true" } else { "false" }.to_owned();
+    let mut variables = vec![
+        ("SESSION_ID", session.id.as_str().to_owned()),
+        ("AMBIENT_CP_TOKEN_URL", settings.token_url.clone()),
+        (
+            "AMBIENT_CP_TOKEN_PUBLIC_KEY",
+            settings.public_key_pem.clone(),
+        ),
+        ("AMBIENT_GRPC_URL", settings.api_grpc_url.clone()),
+        ("AMBIENT_GRPC_ENABLED", flag(settings.messages)),
+        ("AMBIENT_GRPC_USE_TLS", flag(settings.grpc_tls)),
+        ("BACKEND_API_URL", settings.api_rest_url.clone()),
+        ("AMBIENT_API_URL", settings.api_rest_url.clone()),
+        ("AGENTIC_SESSION_NAME", object.name.clone()),
+        ("AGENTIC_SESSION_NAMESPACE", project.to_lowercase()),
+        ("PROJECT_NAME", project),
+        ("ARTIFACTS_DIR", "artifacts".to_owned()),
+    ];
+    if let Some(path) = &settings.grpc_ca_file {
+        variables.push(("AMBIENT_GRPC_CA_CERT_FILE", path.display().to_string()));
+    }
+    if let Some(level) = &settings.runner_log_level {
+        variables.push(("LOG_LEVEL", level.clone()));
+    }
+    if let Some(agent) = object.agent_id.as_ref().filter(|id| !id.is_empty()) {
+        variables.push(("AGENT_ID", agent.clone()));
+    }
+    if session.generation > 0 {
+        variables.push(("IS_RESUME", "true".to_owned()));
+    }
+    owned(variables)
+}
+
+/// What the session is to do, and with what.
+fn work(session: &Session, preamble: &[&str]) -> Result<BTreeMap<String, String>, CannotRun> {
+    let object = &session.object;
+    let mut variables = Vec::new();
+    let prompt = object.prompt.as_deref().unwrap_or_default();
+    let preamble = joined(preamble.iter().copied());
+    let initial = joined([preamble.as_str(), prompt]);
+    if !initial.is_empty() {
+        variables.push(("INITIAL_PROMPT", initial));
+    }
+    if !preamble.is_empty() {
+        variables.push(("AMBIENT_PREAMBLE", preamble));
+    }
+    if let Some(model) = object.llm_model.as_ref().filter(|model| !model.is_empty()) {
+        variables.push(("LLM_MODEL", model.clone()));
+    }
+    if let Some(temperature) = object.llm_temperature.filter(|value| *value != 0.0) {
+        variables.push(("LLM_TEMPERATURE", temperature.to_string()));
+    }
+    if let Some(tokens) = object.llm_max_tokens.filter(|value| *value != 0) {
+        variables.push(("LLM_MAX_TOKENS", tokens.to_string()));
+    }
+    if let Some(seconds) = object.timeout.filter(|value| *value != 0) {
+        variables.push(("TIMEOUT", seconds.to_string()));
+    }
+    let repos = repos(session)?;
+    if !repos.is_empty() {
+        variables.push(("REPOS_JSON", Value::Array(repos).to_string()));
+    }
+    Ok(owned(variables))
+}
+
+/// The parts that are not empty, with a blank line between.
+fn joined<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let parts = parts.into_iter().filter(|part| !part.trim().is_empty());
+    parts.collect::<Vec<_>>().join("\n\n")
+}
+
+/// `repo_url`, and what `repos` lists beside it: URLs, or objects with a `url`.
+fn repos(session: &Session) -> Result<Vec<Value>, CannotRun> {
+    let object = &session.object;
+    let mut all = Vec::new();
+    if let Some(url) = object.repo_url.as_ref().filter(|url| !url.is_empty()) {
+        all.push(json!({ "url": url }));
+    }
+    let text = object.repos.as_deref().unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(all);
+    }
+    let malformed = || {
+        CannotRun::new(
+            "ReposMalformed",
+            "the session's `repos` is no JSON array of URLs or of objects with a `url`",
+        )
+    };
+    let listed: Option<Vec<Value>> = serde_json::from_str(text).map_err(|_| malformed())?;
+    for entry in listed.unwrap_or_default() {
+        let entry = match entry {
+            Value::String(url) => json!({ "url": url }),
+            Value::Object(entry) => Value::Object(entry),
+            _ => return Err(malformed()),
+        };
+        let url = entry.get("url").and_then(Value::as_str);
+        let Some(url) = url.filter(|url| !url.is_empty()) else {
+            return Err(malformed());
+        };
+        if !all.iter().any(|known| known["url"] == url) {
+            all.push(entry);
+        }
+    }
+    Ok(all)
+}
+
+fn annotations(session: &Session) -> Result<Map<String, Value>, CannotRun> {
+    let text = session.object.annotations.as_deref().unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    let parsed: Result<Option<Map<String, Value>>, _> = serde_json::from_str(text);
+    parsed.map(Option::unwrap_or_default).map_err(|_| {
+        CannotRun::new(
+            "AnnotationsMalformed",
+            "the session's `annotations` is no JSON object",
+        )
+    })
+}
+
+/// The annotation as text, as Kubernetes has it; a number counts as its digits.
+fn annotation<'a>(
+    annotations: &'a Map<String, Value>,
+    name: &'static str,
+) -> Result<Option<std::borrow::Cow<'a, str>>, CannotRun> {
+    match annotations.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.trim().into())),
+        Some(Value::Number(number)) => Ok(Some(number.to_string().into())),
+        Some(_) => Err(malformed(name, "a string")),
+    }
+}
+
+fn malformed(name: &'static str, wanted: &str) -> CannotRun {
+    CannotRun::new(
+        "AnnotationMalformed",
+        format!("the annotation {name} is not {wanted}"),
+    )
+}
+
+fn command(
+    annotations: &Map<String, Value>,
+    settings: &DesiredSettings,
+) -> Result<Vec<String>, CannotRun> {
+    if annotation(annotations, AGENT_IMAGE)?.is_some() {
+        let message = format!("{AGENT_IMAGE} asks for an image, but sessions are processes here");
+        return Err(CannotRun::new("AgentImageUnsupported", message));
+    }
+    let command = match annotation(annotations, AGENT_COMMAND)? {
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|_| malformed(AGENT_COMMAND, "a JSON array of strings"))?,
+        None => settings.default_agent_command.clone().unwrap_or_default(),
+    };
+    let wanted = "the agent's command: at least one string, the first not empty";
+    match command.first() {
+        None if annotations.contains_key(AGENT_COMMAND) => Err(malformed(AGENT_COMMAND, wanted)),
+        None => Err(CannotRun::new(
+            "AgentCommandMissing",
+            format!("neither the annotation {AGENT_COMMAND} nor AGENT_COMMAND names a command"),
+        )),
+        Some(program) if program.is_empty() => Err(malformed(AGENT_COMMAND, wanted)),
+        Some(_) if command.iter().any(|part| part.contains('\0')) => {
+            Err(malformed(AGENT_COMMAND, "free of NUL characters"))
+        }
+        Some(_) => Ok(command),
+    }
+}
+
+fn agent_io(
+    annotations: &Map<String, Value>,
+    settings: &DesiredSettings,
+) -> Result<BTreeMap<String, String>, CannotRun> {
+    let io = match annotation(annotations, AGENT_IO)? {
+        Some(name) => name
+            .parse()
+            .map_err(|_| malformed(AGENT_IO, "one of none, lines and stream-json"))?,
+        None => settings.default_agent_io.unwrap_or(if settings.messages {
+            AgentIo::StreamJson
+        } else {
+            AgentIo::None
+        }),
+    };
+    let turns: u32 = match annotation(annotations, AGENT_TURNS)? {
+        Some(number) => number
+            .parse()
+            .map_err(|_| malformed(AGENT_TURNS, "a whole number from 0"))?,
+        None => 0,
+    };
+    Ok(owned(vec![
+        ("AMBIENT_AGENT_IO", io.as_str().to_owned()),
+        ("AMBIENT_AGENT_TURNS", turns.to_string()),
+    ]))
+}
+
+/// What the session itself wants in its environment, without what it may not set.
+fn requested(session: &Session) -> Result<BTreeMap<String, String>, CannotRun> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Scalar {
+        Text(String),
+        Number(serde_json::Number),
+        Flag(bool),
+    }
+
+    let text = session.object.environment_variables.as_deref();
+    let text = text.unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let malformed = |message: String| CannotRun::new("EnvironmentMalformed", message);
+    let parsed: Option<BTreeMap<String, Scalar>> = serde_json::from_str(text).map_err(|_| {
+        malformed("the session's `environment_variables` is no JSON object of strings".to_owned())
+    })?;
+    let mut variables = BTreeMap::new();
+    for (name, value) in parsed.unwrap_or_default() {
+        if !is_name(&name) {
+            return Err(malformed(format!(
+                "{name:?} in `environment_variables` is no name of a variable"
+            )));
+        }
+        let value = match value {
+            Scalar::Text(text) => text,
+            Scalar::Number(number) => number.to_string(),
+            Scalar::Flag(flag) => flag.to_string(),
+        };
+        if !is_reserved(&name) {
+            variables.insert(name, value);
+        }
+    }
+    Ok(variables)
+}
+
+/// POSIX: letters, digits and underscores, no digit first.
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    let first = bytes.next();
+    first.is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// What only we set, even where we set nothing: where the runner finds its credentials, and whom
+/// it trusts.
+fn is_reserved(name: &str) -> bool {
+    let ours = name.starts_with("AMBIENT_") && !OWN_TO_SET.contains(&name);
+    ours || matches!(
+        name,
+        "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME"
+    )
+}
+
+fn owned(variables: Vec<(&'static str, String)>) -> BTreeMap<String, String> {
+    let owned = |(name, value): (&str, String)| (name.to_owned(), value);
+    variables.into_iter().map(owned).collect()
+}
+
+#[cfg(test)]
+mod tests;

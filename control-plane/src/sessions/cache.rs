@@ -124,6 +124,13 @@ impl SessionCache {
         self.read().entries.contains_key(id)
     }
 
+    /// Whether the session is deleted and nothing of it was left in the backend.
+    pub(crate) fn is_cleaned(&self, id: &SessionId) -> bool {
+        let state = self.read();
+        let entry = state.entries.get(id);
+        entry.is_some_and(|entry| matches!(entry.what, What::Tombstone { cleaned: true }))
+    }
+
     /// Deleted sessions that are still to be cleaned up.
     pub(crate) fn uncleaned(&self) -> Vec<SessionId> {
         let state = self.read();
@@ -207,6 +214,9 @@ impl SessionCache {
     /// A list that began at `since` is complete and had these sessions. Forgets tombstones that no
     /// late page can bring back, and gives the sessions that should have been listed but were not:
     /// deleted, or missed by pages that shifted.
+    ///
+    /// Lists come one at a time: of two at once, the older could bring back what the newer has
+    /// made forgotten.
     pub(crate) fn complete_list(
         &self,
         seen: &HashSet<SessionId>,

@@ -1,0 +1,156 @@
+//! Which handlers a session's state calls for.
+//!
+//! Whoever saw a change (feed, backend, a handler's own write) names the session alone; what is due
+//! follows from what is known now.
+
+use std::sync::{Arc, OnceLock};
+
+use ambient_shared::{phase::Phase, retry::Policy, session::SessionId};
+
+use crate::{
+    backend::{Backend, RunStatus},
+    queue::WorkQueue,
+    sessions::SessionCache,
+};
+
+/// What can be due for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Handler {
+    /// Start its run.
+    Provision,
+    /// Ask its run to end.
+    Stop,
+    /// Report what became of its run.
+    WriteBack,
+    /// Ask the API server what is true.
+    Confirm,
+    /// Remove what is left of a deleted session.
+    CleanUp,
+}
+
+impl Handler {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Provision,
+        Self::Stop,
+        Self::WriteBack,
+        Self::Confirm,
+        Self::CleanUp,
+    ];
+
+    /// What starts and reports: a share of its own.
+    pub(crate) const STARTING: [Self; 2] = [Self::Provision, Self::WriteBack];
+
+    /// What ends and clears away: the other share.
+    pub(crate) const ENDING: [Self; 3] = [Self::Stop, Self::Confirm, Self::CleanUp];
+
+    /// The label in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Provision => "provision",
+            Self::Stop => "stop",
+            Self::WriteBack => "write_back",
+            Self::Confirm => "confirm",
+            Self::CleanUp => "clean_up",
+        }
+    }
+}
+
+/// Marks what is due. Never blocks.
+pub(crate) struct Due {
+    cache: SessionCache,
+    /// Work on sessions.
+    pub(crate) queue: WorkQueue<Handler, SessionId>,
+    /// Tokens to be written: a queue of its own, as an API server that hangs must not keep a
+    /// session from its next token. None when the refresh is off.
+    pub(crate) tokens: Option<WorkQueue<(), SessionId>>,
+    backend: OnceLock<Arc<dyn Backend>>,
+}
+
+impl Due {
+    /// Nothing is due.
+    pub(crate) fn new(cache: SessionCache, tokens: Option<WorkQueue<(), SessionId>>) -> Self {
+        Self {
+            cache,
+            queue: WorkQueue::new(Policy::default()),
+            tokens,
+            backend: OnceLock::new(),
+        }
+    }
+
+    /// From now on the backend's word counts. Before, nothing is marked.
+    pub(crate) fn set_backend(&self, backend: Arc<dyn Backend>) {
+        // Set once, by the one `run` that consumes the controller.
+        let _ = self.backend.set(backend);
+    }
+
+    /// Something about this session changed.
+    pub(crate) fn touch(&self, id: &SessionId) {
+        let Some(backend) = self.backend.get() else {
+            return;
+        };
+        if let Some(session) = self.cache.get(id) {
+            let run = backend.run_state(id);
+            let runs = run.is_some_and(|run| !matches!(run.status, RunStatus::Ended { .. }));
+            match session.phase {
+                Phase::Pending | Phase::Creating => self.queue.mark(Handler::Provision, id),
+                Phase::Running => {}
+                Phase::Stopping => self.queue.mark(Handler::Stop, id),
+                Phase::Stopped | Phase::Completed | Phase::Failed if runs => {
+                    self.queue.mark(Handler::Stop, id);
+                }
+                Phase::Stopped | Phase::Completed | Phase::Failed => return,
+            }
+            self.queue.mark(Handler::WriteBack, id);
+            if let Some(tokens) = &self.tokens
+                && session.phase.is_active()
+                && runs
+                && backend.token_times(id).is_none()
+            {
+                tokens.mark((), id);
+            }
+        } else if self.cache.is_deleted(id) {
+            if !self.cache.is_cleaned(id) || has_anything(backend.as_ref(), id) {
+                self.queue.mark(Handler::CleanUp, id);
+            }
+        } else if self.cache.is_synced() {
+            self.queue.mark(Handler::Confirm, id);
+        }
+    }
+
+    /// Its phase may have to be written.
+    pub(crate) fn touch_status(&self, id: &SessionId) {
+        self.queue.mark(Handler::WriteBack, id);
+    }
+
+    /// What is known about this session is in doubt.
+    pub(crate) fn doubt(&self, id: &SessionId) {
+        self.queue.mark(Handler::Confirm, id);
+    }
+
+    /// A list is complete. Whatever may have been missed since the last one, of the API server or
+    /// of the backend, is looked at again.
+    pub(crate) fn listed(&self, missing: &[SessionId]) {
+        for id in missing {
+            self.doubt(id);
+        }
+        for session in self.cache.sessions() {
+            self.touch(&session.id);
+        }
+        for id in self.cache.uncleaned() {
+            self.touch(&id);
+        }
+        let here = self.backend.get().map(|backend| backend.sessions());
+        for id in here.unwrap_or_default() {
+            // Unknown to a complete list: an orphan, if the API server confirms it.
+            if !self.cache.knows(&id) {
+                self.doubt(&id);
+            }
+        }
+    }
+}
+
+/// Whether the backend has anything of a session.
+pub(crate) fn has_anything(backend: &dyn Backend, id: &SessionId) -> bool {
+    backend.run_state(id).is_some() || backend.token_times(id).is_some()
+}
