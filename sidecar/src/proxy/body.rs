@@ -7,7 +7,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -52,6 +52,8 @@ struct State<B> {
     turn: u8,
     kept: BytesMut,
     trailers: Option<HeaderMap>,
+    /// Of the request that waits for the client's next bytes.
+    waiting: Option<Waker>,
     /// None once too much came.
     permit: Option<OwnedSemaphorePermit>,
     budget: Budget,
@@ -69,6 +71,7 @@ impl<B> Kept<B> {
             turn: 0,
             kept: BytesMut::new(),
             trailers: None,
+            waiting: None,
             permit: Arc::clone(&budget.0).try_acquire_many_owned(0).ok(),
             budget: budget.clone(),
         })))
@@ -90,6 +93,10 @@ impl<B> Kept<B> {
         let mut state = lock(&self.0);
         state.permit.as_ref()?;
         state.turn += 1;
+        // The one before learns that it is over; else its connection would wait for ever.
+        if let Some(waiting) = state.waiting.take() {
+            waiting.wake();
+        }
         Some(Outgoing {
             state: Arc::clone(&self.0),
             turn: state.turn,
@@ -167,7 +174,10 @@ where
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                state.waiting = Some(context.waker().clone());
+                Poll::Pending
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::mpsc,
 };
 
 use crate::{
@@ -145,6 +146,29 @@ async fn a_refusal_before_the_body_was_read_is_repeated_too() {
         .await
         .unwrap();
     assert_eq!(read(answer).await, (200, "body".to_owned()));
+}
+
+#[tokio::test]
+async fn what_comes_after_the_refusal_goes_with_the_second_request() {
+    let upstream = Upstream::start().await;
+    let scene = Scene::with_token("one", &upstream.url()).await;
+    upstream.shared.accept_only("two");
+    let secret = volume(&scene.dir);
+    let (refused, mut refusals) = mpsc::channel(8);
+    upstream.shared.on_refusal(move || {
+        secret.write(&[("bot-token", b"two")]).unwrap();
+        refused.try_send(()).unwrap();
+    });
+    let body = async_stream::stream! {
+        yield Ok::<_, std::io::Error>("before ");
+        refusals.recv().await.unwrap();
+        yield Ok("after");
+    };
+    let request = scene
+        .post("/refuse-early")
+        .body(reqwest::Body::wrap_stream(body));
+    let answer = request.send().await.unwrap();
+    assert_eq!(read(answer).await, (200, "before after".to_owned()));
 }
 
 #[tokio::test]

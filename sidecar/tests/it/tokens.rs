@@ -1,7 +1,13 @@
 //! The mounted file: swaps, loss, junk.
 
-use std::{fs, os::unix::fs::symlink, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    time::Duration,
+};
 
+use ambient_testing::programs::{Program, binary};
 use serde_json::Value;
 
 use crate::{
@@ -163,7 +169,7 @@ async fn an_expired_token_is_not_served_and_makes_it_unready() {
 }
 
 #[tokio::test]
-async fn a_file_that_may_not_be_read_or_is_a_pipe_is_survived() {
+async fn a_pipe_or_a_folder_in_the_place_of_the_file_is_survived() {
     let scene = Scene::with_token("one", NOWHERE).await;
     fs::remove_dir_all(scene.dir.path().join("secret")).unwrap();
     fs::create_dir(scene.dir.path().join("secret")).unwrap();
@@ -176,4 +182,39 @@ async fn a_file_that_may_not_be_read_or_is_a_pipe_is_survived() {
     fs::remove_dir(&path).unwrap();
     fs::write(&path, "plain\n").unwrap();
     scene.serves("plain").await;
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_be_read_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    fs::create_dir(dir.path().join("secret")).unwrap();
+    let path = token_file(&dir);
+    fs::write(&path, "one").unwrap();
+    mode(&path, 0);
+    for folder in [dir.path(), &dir.path().join("secret")] {
+        mode(folder, 0o755);
+    }
+    // Root may read everything, so it is somebody else then.
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let program = if nix::unistd::geteuid().is_root() {
+        Program::at("setpriv")
+            .args(nobody)
+            .arg(binary("ambient-sidecar"))
+    } else {
+        Program::new("ambient-sidecar")
+    };
+    let program = program
+        .arg("--token-file")
+        .arg(&path)
+        .args(["--upstream", NOWHERE])
+        .env("AMBIENT_LOG_FORMAT", "json");
+    let mut scene = Scene::start(program, dir).await;
+    let denied = |line: &Value| line["reason"] == "permission denied";
+    scene.sidecar.log_line("permission denied", denied).await;
+    assert_eq!(scene.bare_token().await.0, 503);
+    mode(&path, 0o644);
+    scene.serves("one").await;
 }
