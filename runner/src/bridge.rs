@@ -43,8 +43,9 @@ pub(crate) use self::spool::SpoolError;
 /// another machine, is back by then.
 const FLUSH_AFTER_END: Duration = Duration::from_mins(5);
 
-/// How long after a shutdown is asked for. A pod has 60 s from SIGTERM to SIGKILL.
-const FLUSH_AFTER_SHUTDOWN: Duration = Duration::from_secs(30);
+/// How long after a shutdown is asked for: less than the runner waits for its tasks (30 s), and a
+/// pod for the runner (60 s).
+const FLUSH_AFTER_SHUTDOWN: Duration = Duration::from_secs(28);
 
 /// Whose messages are carried, and how.
 #[derive(Debug, Clone)]
@@ -121,7 +122,7 @@ impl Bridge {
     }
 
     /// Carries messages until the agent's stdout has ended and everything is pushed; at most 5
-    /// minutes after that end, and at most 30 s after `shutdown`. What was not pushed by then
+    /// minutes after that end, and at most 28 s after `shutdown`. What was not pushed by then
     /// stays in the spool, and is counted in the log.
     ///
     /// With the I/O mode `none` nothing is handed over, and the output is read and dropped.

@@ -253,6 +253,3 @@ impl<W: AsyncWrite + Unpin> Handover<'_, W> {
         self.stdin.flush().await
     }
 }
-
-#[cfg(test)]
-mod tests;

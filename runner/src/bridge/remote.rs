@@ -269,3 +269,106 @@ impl Patience {
         self.renewed = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ambient_shared::client::{GrpcAddress, grpc_channel, install_crypto_provider};
+    use ambient_shared::resolve::Resolver;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn remote() -> (Remote, tokio::sync::watch::Sender<Option<Token>>) {
+        install_crypto_provider();
+        let to = GrpcAddress {
+            address: "127.0.0.1:9".to_owned(),
+            tls: false,
+            ca: None,
+        };
+        let channel = grpc_channel(&Resolver::system(), &to).unwrap();
+        let first = Token::new("token-1-of-the-tests", None).unwrap();
+        let (tokens, sender, _) = TokenHandle::for_tests(Some(first));
+        let remote = Remote {
+            api: Api::new(channel, tokens.latest()),
+            session: SessionId::parse("session-of-remote-tests").unwrap(),
+            tokens,
+        };
+        (remote, sender)
+    }
+
+    fn failure(code: Code) -> Failure {
+        Failure::of(Status::new(code, "why"), None)
+    }
+
+    /// How long failures with this code are borne, at most an hour.
+    async fn borne(code: Code) -> (Duration, Option<BridgeError>) {
+        let (remote, _tokens) = remote();
+        let mut patience = Patience::new();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_hours(1) {
+            let next = remote.before_retry("push", failure(code), &mut patience);
+            if let Err(error) = next.await {
+                return (started.elapsed(), Some(error));
+            }
+        }
+        (started.elapsed(), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_waited_for() {
+        for code in [Code::Unavailable, Code::Unauthenticated, Code::Internal] {
+            assert!(borne(code).await.1.is_none(), "{code:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_is_refused_for_long_is_an_error() {
+        for code in [Code::NotFound, Code::PermissionDenied] {
+            let (after, error) = borne(code).await;
+            assert!(after >= REFUSED_FOR && after < 2 * REFUSED_FOR, "{after:?}");
+            let shown = report(&error.unwrap());
+            assert!(shown.contains("refuses to push"), "{shown}");
+            assert!(shown.contains("why"), "{shown}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_rejects_every_token_is_not_asked_in_a_busy_loop() {
+        let (remote, tokens) = remote();
+        let mut patience = Patience::new();
+        let started = Instant::now();
+        for number in 2..100 {
+            let rejected = tokens.borrow().clone();
+            let next = Token::new(&format!("token-{number}-of-the-tests"), None).unwrap();
+            tokens.send_replace(Some(next));
+            let status = Box::new(Status::unauthenticated("no"));
+            let failure = Failure::Unauthenticated(rejected, status);
+            let waited = remote.before_retry("push", failure, &mut patience).await;
+            waited.unwrap();
+            assert!(
+                number > 2 || started.elapsed().is_zero(),
+                "at once at first"
+            );
+        }
+        assert!(started.elapsed() > Duration::from_mins(2));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_was_never_sent_is_known_as_such() {
+        let (remote, _tokens) = remote();
+        let message = Outgoing::new(crate::bridge::format::runner_started(false));
+        let failure = remote.push(&message).await.unwrap_err();
+        assert!(matches!(failure, Failure::NotDone(_)), "{failure:?}");
+        assert!(matches!(
+            failure_of_watch(&remote).await,
+            Failure::NotDone(_)
+        ));
+    }
+
+    async fn failure_of_watch(remote: &Remote) -> Failure {
+        match remote.watch(0).await {
+            Ok(_) => panic!("nothing listens there"),
+            Err(failure) => failure,
+        }
+    }
+}

@@ -1,1 +1,568 @@
+//! A bridge between an agent that the test plays and a server with the existing one's habits.
 
+use std::{path::Path, time::Duration};
+
+use ambient_shared::token::Token;
+use ambient_testing::faults::{Mode, Relay};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream},
+    task::JoinHandle,
+    time::timeout,
+};
+use tonic::Code;
+
+use self::fake::{Fake, Fate, channel};
+use super::*;
+
+mod fake;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn token(number: u32) -> Token {
+    Token::new(&format!("token-{number}-of-the-tests"), None).unwrap()
+}
+
+fn settings(io: AgentIo, spool: &Path) -> BridgeSettings {
+    BridgeSettings {
+        session: SessionId::parse("session-of-bridge-tests").unwrap(),
+        io,
+        turns: 0,
+        spool_dir: spool.to_owned(),
+        initial_prompt: None,
+        preamble: None,
+        is_resume: false,
+    }
+}
+
+/// The agent's side of a running bridge.
+struct Agent {
+    stdin: BufReader<DuplexStream>,
+    stdout: Option<DuplexStream>,
+    tokens: watch::Sender<Option<Token>>,
+    rejected: watch::Receiver<Option<Token>>,
+    masker: Masker,
+    shutdown: CancellationToken,
+    ended: JoinHandle<Result<(), BridgeError>>,
+}
+
+impl Agent {
+    fn start(settings: BridgeSettings, server: std::net::SocketAddr) -> Self {
+        let (tokens, sender, rejected) = TokenHandle::for_tests(Some(token(1)));
+        let clock = Clock::system();
+        let masker = Masker::new(clock.clone());
+        let api = Api::new(channel(server), tokens.latest());
+        let bridge = Bridge::new(settings, api, tokens, masker.clone(), clock).unwrap();
+        let (stdin, to_agent) = tokio::io::duplex(4096);
+        let (stdout, from_agent) = tokio::io::duplex(4096);
+        let shutdown = CancellationToken::new();
+        #[expect(clippy::disallowed_methods, reason = "its end is awaited, or aborted")]
+        let ended = tokio::spawn(bridge.carry(to_agent, from_agent, shutdown.clone()));
+        Self {
+            stdin: BufReader::new(stdin),
+            stdout: Some(stdout),
+            tokens: sender,
+            rejected,
+            masker,
+            shutdown,
+            ended,
+        }
+    }
+
+    async fn reads(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = timeout(LIMIT, self.stdin.read_line(&mut line)).await;
+        let read = read.expect("a line in time").unwrap();
+        (read > 0).then(|| line.trim_end().to_owned())
+    }
+
+    async fn says(&mut self, line: &str) {
+        let stdout = self.stdout.as_mut().unwrap();
+        let line = format!("{line}\n");
+        let written = timeout(LIMIT, stdout.write_all(line.as_bytes())).await;
+        written.expect("said in time").unwrap();
+    }
+
+    async fn ends(mut self) -> Result<(), BridgeError> {
+        self.stdout = None;
+        let ended = timeout(LIMIT, &mut self.ended).await;
+        ended.expect("the bridge ends in time").unwrap()
+    }
+
+    /// As by `kill -9`: at most what is on disk survives.
+    async fn is_killed(self) {
+        self.ended.abort();
+        let _ = self.ended.await;
+    }
+}
+
+fn delivered_records(server: &Fake) -> Vec<i64> {
+    let payloads = server.payloads("system");
+    let controls = payloads.iter().filter_map(|text| format::control(text));
+    controls
+        .filter_map(|control| match control {
+            format::Control::Delivered(seq) => Some(seq),
+            format::Control::InputClosed => None,
+        })
+        .collect()
+}
+
+async fn records(server: &Fake, wanted: &[i64]) {
+    server
+        .until("delivery records", |server| {
+            (delivered_records(server) == wanted).then_some(())
+        })
+        .await;
+}
+
+async fn said(server: &Fake, wanted: &[&str]) {
+    server
+        .until("assistant messages", |server| {
+            (server.payloads("assistant").len() >= wanted.len()).then_some(())
+        })
+        .await;
+    assert_eq!(server.payloads("assistant"), wanted);
+}
+
+#[tokio::test]
+async fn a_conversation_both_ways() {
+    for knows_ids in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Fake::start(knows_ids, 512).await;
+        let before = server.push("user", "before\nthe start");
+        let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+        assert_eq!(agent.reads().await.unwrap(), "before the start");
+        agent.says("one").await;
+        said(&server, &["one"]).await;
+        let after = server.push("user", "after");
+        assert_eq!(agent.reads().await.unwrap(), "after");
+        agent.says("two").await;
+        agent.ends().await.unwrap();
+        assert_eq!(server.payloads("assistant"), ["one", "two"]);
+        assert_eq!(delivered_records(&server), [before, after]);
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_runner_hands_over_only_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let first = server.push("user", "first");
+    let with_prompt = || BridgeSettings {
+        initial_prompt: Some("prompt".to_owned()),
+        preamble: Some("preamble".to_owned()),
+        ..settings(AgentIo::StreamJson, dir.path())
+    };
+    let mut agent = Agent::start(with_prompt(), server.address());
+    let line: serde_json::Value = serde_json::from_str(&agent.reads().await.unwrap()).unwrap();
+    assert_eq!(line["message"]["content"][0]["text"], "preamble\n\nfirst");
+    records(&server, &[first]).await;
+    agent.is_killed().await;
+
+    let second = server.push("user", "second");
+    let mut agent = Agent::start(with_prompt(), server.address());
+    let line = agent.reads().await.unwrap();
+    assert!(line.contains(r#""text":"second""#), "{line}");
+    records(&server, &[first, second]).await;
+    agent.ends().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_could_not_be_pushed_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let relay = Relay::start(server.address()).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    server
+        .until("the start message", |server| server.messages().pop())
+        .await;
+    server
+        .until("a watch", |server| server.watches().pop())
+        .await;
+    // What is pushed fails from now on; the stream that is open goes on.
+    server.next_pushes((0..100).map(|_| Fate::Refused(Code::Unavailable, "down")));
+    let first = server.push("user", "first");
+    assert_eq!(agent.reads().await.unwrap(), "first");
+    agent.says("answer").await;
+    server
+        .until("a failed push", |server| {
+            (server.pushes() > 2).then_some(())
+        })
+        .await;
+    agent.is_killed().await;
+
+    let second = server.push("user", "second");
+    while server.pushes() < 105 {
+        // Use up what is left of the failures.
+        let mut client = Api::new(
+            channel(server.address()),
+            TokenHandle::for_tests(Some(token(1))).0.latest(),
+        )
+        .sessions();
+        let _ = client
+            .push_session_message(ambient_shared::proto::PushSessionMessageRequest {
+                session_id: "session".to_owned(),
+                event_type: "system".to_owned(),
+                payload: "{}".to_owned(),
+            })
+            .await;
+    }
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    assert_eq!(agent.reads().await.unwrap(), "second");
+    records(&server, &[first, second]).await;
+    agent.ends().await.unwrap();
+    assert_eq!(server.payloads("assistant"), ["answer"]);
+}
+
+#[tokio::test]
+async fn messages_stored_out_of_order_are_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    server
+        .until("a watch", |server| server.watches().pop())
+        .await;
+    let late = server.number("user", "late");
+    server.push("user", "early");
+    assert_eq!(agent.reads().await.unwrap(), "early");
+    server.end_streams();
+    server
+        .until("another watch", |server| server.watches().get(1).copied())
+        .await;
+    server.pass(Duration::from_secs(30));
+    server.store(late);
+    assert_eq!(agent.reads().await.unwrap(), "late");
+    server.push("user", "last");
+    assert_eq!(agent.reads().await.unwrap(), "last");
+    agent.ends().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_that_the_server_drops_for_a_slow_reader_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 2).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    server
+        .until("a watch", |server| server.watches().pop())
+        .await;
+    // No await between: the watcher's buffer overflows.
+    for n in 0..50 {
+        server.push("user", &format!("message {n}"));
+    }
+    server.pass(Duration::from_secs(100));
+    server.push("assistant", "much later");
+    server.end_streams();
+    for n in 0..50 {
+        assert_eq!(agent.reads().await.unwrap(), format!("message {n}"));
+    }
+    agent.ends().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_agent_gets_everything_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let text = |n: usize| format!("{n} {}", "x".repeat(200_000));
+    // 12 MB wait; at most 4 of them in memory.
+    for n in 0..60 {
+        server.push("user", &text(n));
+    }
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    for n in 0..60 {
+        assert_eq!(agent.reads().await.unwrap(), text(n));
+    }
+    let records = server
+        .until("all records", |server| {
+            let records = delivered_records(server);
+            (records.len() >= 60).then_some(records)
+        })
+        .await;
+    assert!(records.is_sorted(), "{records:?}");
+    agent.ends().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_push_of_unknown_outcome_is_looked_up_before_it_is_repeated() {
+    for fate in [
+        Fate::StoredButFails(Code::Unavailable),
+        Fate::StoredButFails(Code::Internal),
+        Fate::StoredButSilent,
+        Fate::Refused(Code::Unavailable, "not stored"),
+        Fate::Refused(Code::ResourceExhausted, "slow down"),
+    ] {
+        for knows_ids in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let server = Fake::start(knows_ids, 512).await;
+            let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+            agent.says("same").await;
+            said(&server, &["same"]).await;
+            server.next_pushes([fate.clone()]);
+            agent.says("same").await;
+            agent.says("other").await;
+            agent.ends().await.unwrap();
+            let scene = format!("{fate:?}, server knows ids: {knows_ids}");
+            let all = server.payloads("assistant");
+            assert_eq!(all, ["same", "same", "other"], "{scene}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_was_on_its_way_when_the_runner_was_killed_is_not_doubled() {
+    for knows_ids in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Fake::start(knows_ids, 512).await;
+        let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+        agent.says("first").await;
+        said(&server, &["first"]).await;
+        server.next_pushes([Fate::StoredButSilent]);
+        agent.says("on its way").await;
+        said(&server, &["first", "on its way"]).await;
+        agent.says("waits").await;
+        agent.says("waits too").await;
+        // Both are on disk once they are out of the pipe, which the next line shows: it is read
+        // after them.
+        let folder = dir.path().to_owned();
+        let until = tokio::time::Instant::now() + LIMIT;
+        while spooled(&folder) < 4 {
+            assert!(tokio::time::Instant::now() < until, "never in the spool");
+            tokio::task::yield_now().await;
+        }
+        agent.is_killed().await;
+
+        let agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+        agent.ends().await.unwrap();
+        let all = server.payloads("assistant");
+        assert_eq!(all, ["first", "on its way", "waits", "waits too"]);
+    }
+}
+
+/// Messages in the files of a spool, acknowledged or not.
+fn spooled(folder: &Path) -> usize {
+    let session = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+    let files = std::fs::read_dir(session.path()).unwrap();
+    files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "log"))
+        .map(|path| {
+            let text = std::fs::read(path).unwrap();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            ["first", "on its way", "waits", "waits too"]
+                .iter()
+                .filter(|said| text.contains(**said))
+                .count()
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn an_expired_token_is_renewed_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    agent.says("before").await;
+    said(&server, &["before"]).await;
+    server.set_token("token-2-of-the-tests");
+    agent.says("after").await;
+    server.push("user", "hello");
+    let mut rejected = agent.rejected.clone();
+    let rejection = rejected.wait_for(Option::is_some);
+    timeout(LIMIT, rejection).await.unwrap().unwrap();
+    agent.tokens.send_replace(Some(token(2)));
+    assert_eq!(agent.reads().await.unwrap(), "hello");
+    said(&server, &["before", "after"]).await;
+    agent.ends().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_for_a_while_costs_nothing() {
+    for knows_ids in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Fake::start(knows_ids, 512).await;
+        let relay = Relay::start(server.address()).await;
+        let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+        let mut expected = Vec::new();
+        for round in 0..5 {
+            if round % 2 == 1 {
+                relay.set(Mode::Refuse).await;
+                relay.reset();
+            }
+            for n in 0..40 {
+                let line = format!("round {round} line {n}");
+                agent.says(&line).await;
+                expected.push(line);
+                if n == 20 {
+                    relay.reset();
+                }
+            }
+            let asked = format!("round {round}");
+            server.push("user", &asked);
+            relay.set(Mode::Pass).await;
+            assert_eq!(agent.reads().await.unwrap(), asked);
+        }
+        agent.ends().await.unwrap();
+        assert_eq!(server.payloads("assistant"), expected, "ids: {knows_ids}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_the_server_refuses_is_replaced_by_an_error() {
+    for (fate, times) in [
+        (Fate::Refused(Code::InvalidArgument, "bad text"), 1),
+        (
+            Fate::Refused(Code::ResourceExhausted, "message larger than max"),
+            1,
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Fake::start(false, 512).await;
+        let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+        agent.says("good").await;
+        said(&server, &["good"]).await;
+        server.next_pushes((0..times).map(|_| fate.clone()));
+        agent.says("bad").await;
+        agent.says("good again").await;
+        agent.ends().await.unwrap();
+        assert_eq!(server.payloads("assistant"), ["good", "good again"]);
+        let errors = server.payloads("error");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("assistant, 3 bytes"), "{errors:?}");
+    }
+}
+
+#[tokio::test]
+async fn end_of_input_closes_stdin_after_all_that_was_said_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(false, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    server.push("user", "one");
+    server.push("user", "two");
+    server.push("system", r#"{"custom_event":"ambient.input-closed"}"#);
+    assert_eq!(agent.reads().await.unwrap(), "one");
+    assert_eq!(agent.reads().await.unwrap(), "two");
+    assert_eq!(agent.reads().await, None);
+    agent.says("bye").await;
+    agent.ends().await.unwrap();
+    assert_eq!(server.payloads("assistant"), ["bye"]);
+}
+
+#[tokio::test]
+async fn stdin_is_closed_after_the_turns_that_were_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let settings = BridgeSettings {
+        turns: 2,
+        initial_prompt: Some("do it".to_owned()),
+        ..settings(AgentIo::StreamJson, dir.path())
+    };
+    let mut agent = Agent::start(settings, server.address());
+    assert!(agent.reads().await.unwrap().contains("do it"));
+    let result = r#"{"type":"result","subtype":"success","is_error":false}"#;
+    agent.says(result).await;
+    server.push("user", "more");
+    assert!(agent.reads().await.unwrap().contains("more"));
+    agent.says(result).await;
+    assert_eq!(agent.reads().await, None);
+    agent.ends().await.unwrap();
+    assert_eq!(server.payloads("lifecycle").len(), 2);
+    assert_eq!(delivered_records(&server)[0], 0);
+}
+
+#[tokio::test]
+async fn what_the_agent_says_is_masked_even_behind_escapes() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::StreamJson, dir.path()), server.address());
+    agent.masker.add_secret("top/secret/thing");
+    let escaped = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"it is \u0074op/secret\/thing!"}]}}"#;
+    agent.says(escaped).await;
+    agent.says("plain top/secret/thing!").await;
+    agent.ends().await.unwrap();
+    assert_eq!(
+        server.payloads("assistant"),
+        ["it is [masked]!", "plain [masked]!"]
+    );
+}
+
+#[tokio::test]
+async fn a_line_without_end_comes_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    let line = "0123456789".repeat(300_000);
+    agent.says(&line).await;
+    agent.says("short").await;
+    agent.ends().await.unwrap();
+    let said = server.payloads("assistant");
+    assert_eq!(said.len(), 4);
+    assert!(said.iter().all(|part| part.len() <= format::MAX_PAYLOAD));
+    assert_eq!(said[..3].concat().replace(format::CUT, ""), line);
+    assert!(said[0].ends_with(format::CUT) && said[1].starts_with(format::CUT));
+    assert_eq!(said[3], "short");
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_within_its_limit_and_keeps_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let relay = Relay::start(server.address()).await;
+    relay.set(Mode::Refuse).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    agent.says("kept").await;
+    while !dir.path().exists() || spool_files(dir.path()).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    agent.stdout = None;
+    agent.shutdown.cancel();
+    let (messages, limit) = {
+        tokio::time::pause();
+        let started = tokio::time::Instant::now();
+        let ended = tokio::time::timeout(Duration::from_mins(30), &mut agent.ended).await;
+        ended.unwrap().unwrap().unwrap();
+        tokio::time::resume();
+        (server.messages().len(), started.elapsed())
+    };
+    assert_eq!(messages, 0);
+    assert!(
+        limit <= FLUSH_AFTER_SHUTDOWN + Duration::from_secs(1),
+        "{limit:?}"
+    );
+
+    relay.set(Mode::Pass).await;
+    let agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    agent.ends().await.unwrap();
+    assert_eq!(server.payloads("assistant"), ["kept"]);
+}
+
+fn spool_files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let sessions = std::fs::read_dir(folder).unwrap().flatten();
+    sessions
+        .flat_map(|session| std::fs::read_dir(session.path()).unwrap().flatten())
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "log"))
+        .collect()
+}
+
+#[tokio::test]
+async fn nothing_more_is_handed_over_once_the_agent_is_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    server
+        .until("a watch", |server| server.watches().pop())
+        .await;
+    agent.shutdown.cancel();
+    agent.says("last words").await;
+    said(&server, &["last words"]).await;
+    let late = server.push("user", "too late");
+    agent.stdout = None;
+    timeout(LIMIT, &mut agent.ended)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    // Stdin was open until then, and nothing came.
+    let mut rest = String::new();
+    agent.stdin.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "");
+    assert!(!delivered_records(&server).contains(&late));
+}
