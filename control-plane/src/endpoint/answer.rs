@@ -86,6 +86,14 @@ impl Refusal {
         }
     }
 
+    /// Whether a limit of ours refuses it.
+    pub(super) fn by_limit(self) -> bool {
+        matches!(
+            self,
+            Self::SourceLimited(_) | Self::SessionLimited(_) | Self::Overloaded
+        )
+    }
+
     pub(super) fn into_response(self) -> Response {
         match self {
             Self::NoHeader => unauthorized("the Authorization header is missing\n"),
@@ -208,4 +216,39 @@ fn set(response: &mut Response, name: header::HeaderName, value: &'static str) {
     response
         .headers_mut()
         .insert(name, HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_whole_seconds_and_never_none() {
+        for (wait, shown) in [(0, "1"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2")] {
+            let response = Refusal::SourceLimited(Duration::from_millis(wait)).into_response();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()[header::RETRY_AFTER], shown, "{wait} ms");
+        }
+    }
+
+    #[test]
+    fn an_expiry_that_cannot_be_written_is_left_out() {
+        let at = |seconds| clock::from_unix_seconds(seconds);
+        for expires_at in [None, at(LAST_TIME), at(LAST_TIME + 1), at(1 << 40)] {
+            let response = granted(&Token::new("opaque", expires_at).unwrap());
+            assert_eq!(response.status(), StatusCode::OK, "{expires_at:?}");
+        }
+        let long_ago = SystemTime::UNIX_EPOCH;
+        assert_eq!(
+            stale(long_ago).headers()[header::DATE],
+            "Thu, 01 Jan 1970 00:00:00 GMT"
+        );
+    }
+
+    #[test]
+    fn both_kinds_of_forbidden_look_alike() {
+        let (one, other) = (Refusal::Unproven, Refusal::Inactive);
+        let (one, other) = (one.into_response(), other.into_response());
+        assert_eq!(format!("{one:?}"), format!("{other:?}"));
+    }
 }

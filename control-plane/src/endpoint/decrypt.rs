@@ -1,8 +1,12 @@
 //! From ciphertext to session id: the cache of known ciphertexts, and RSA on a bounded pool.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
-use ambient_shared::session::SessionId;
+use ambient_shared::{session::SessionId, token::Token};
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use metrics::counter;
@@ -16,7 +20,7 @@ use crate::{
 };
 
 /// Most ciphertexts that are known: a runner makes one for its whole life, and some 10,000
-/// sessions run at a time. At most some 12 MiB, with the longest ids.
+/// sessions run at a time. Some 20 MiB when full, as each holds the last token it got.
 const KNOWN: u64 = 20_000;
 
 /// How long a ciphertext is known; decrypting it once an hour costs nothing.
@@ -29,7 +33,7 @@ const LINE_PER_CORE: usize = 128;
 /// Opens ciphertexts.
 pub(super) struct Decryptor {
     keys: Arc<Keys>,
-    known: Cache<[u8; 32], SessionId>,
+    known: Cache<[u8; 32], Arc<Known>>,
     fingerprint: [u8; 32],
     /// Who waits or works.
     line: Arc<Semaphore>,
@@ -42,6 +46,25 @@ pub(super) struct Ciphertext {
     bytes: Vec<u8>,
     /// Of the bytes and the accepted keys.
     digest: [u8; 32],
+}
+
+/// A ciphertext that passed every check before.
+pub(super) struct Known {
+    /// Whose it is.
+    pub(super) id: SessionId,
+    last: Mutex<Token>,
+}
+
+impl Known {
+    /// Whether this token is another than it got last; it counts as the last from now on.
+    pub(super) fn is_news(&self, token: &Token) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = !last.same_secret(token);
+        if is_news {
+            *last = token.clone();
+        }
+        is_news
+    }
 }
 
 /// Why a ciphertext was not opened.
@@ -89,8 +112,8 @@ impl Decryptor {
         Some(Ciphertext { bytes, digest })
     }
 
-    /// The session whose ciphertext passed every check before.
-    pub(super) async fn known(&self, ciphertext: &Ciphertext) -> Option<SessionId> {
+    /// What is known of a ciphertext that passed every check before.
+    pub(super) async fn known(&self, ciphertext: &Ciphertext) -> Option<Arc<Known>> {
         let known = self.known.get(&ciphertext.digest).await;
         let result = if known.is_some() { "hit" } else { "miss" };
         counter!(CIPHERTEXT_CACHE, "result" => result).increment(1);
@@ -99,8 +122,12 @@ impl Decryptor {
 
     /// To be called only once everything else about the request was right: what is known is not
     /// for callers to fill.
-    pub(super) async fn remember(&self, ciphertext: &Ciphertext, id: SessionId) {
-        self.known.insert(ciphertext.digest, id).await;
+    pub(super) async fn remember(&self, ciphertext: &Ciphertext, id: SessionId, got: Token) {
+        let known = Known {
+            id,
+            last: Mutex::new(got),
+        };
+        self.known.insert(ciphertext.digest, Arc::new(known)).await;
     }
 
     /// Decrypts off the async threads.

@@ -11,7 +11,7 @@ use ambient_shared::{
 };
 use http::{HeaderMap, header};
 use metrics::counter;
-use tracing::{debug, info, warn};
+use tracing::{debug, field::display, info, warn};
 
 use super::{
     EndpointSettings, Parts, Standing, StandingOf,
@@ -36,6 +36,13 @@ pub(super) struct Exchange {
     clock: Clock,
 }
 
+/// What a caller gets.
+struct Granted {
+    token: Token,
+    /// Whether it is another than the same ciphertext got last.
+    is_news: bool,
+}
+
 /// Who asked, as far as is known.
 struct Caller {
     id: SessionId,
@@ -57,8 +64,11 @@ impl Exchange {
 
     /// Answers a request from this address.
     pub(super) async fn answer(&self, source: IpAddr, headers: &HeaderMap) -> Response {
-        let mut session = None;
-        let decided = match self.decide(source, headers, &mut session).await {
+        let mut audit = Audit {
+            source,
+            session: None,
+        };
+        let decided = match self.decide(source, headers, &mut audit).await {
             Err(refusal) if refusal.before_authentication() => {
                 Err(self.charge_source(source, refusal).await)
             }
@@ -69,12 +79,12 @@ impl Exchange {
             .map_or_else(|refusal| refusal.label(), |_| "ok");
         counter!(EXCHANGES, "result" => result).increment(1);
         match decided {
-            Ok(token) => {
-                audit(result, session, source, Some(&token));
-                answer::granted(&token)
+            Ok(granted) => {
+                audit.granted(&granted);
+                answer::granted(&granted.token)
             }
             Err(refusal) => {
-                audit(result, session, source, None);
+                audit.refused(refusal);
                 refusal.into_response()
             }
         }
@@ -84,17 +94,16 @@ impl Exchange {
         &self,
         source: IpAddr,
         headers: &HeaderMap,
-        session: &mut Option<SessionHash>,
-    ) -> Result<Token, Refusal> {
+        audit: &mut Audit,
+    ) -> Result<Granted, Refusal> {
         let bearer = bearer_of(headers)?;
         let ciphertext = self.decryptor.parse(bearer).ok_or(Refusal::NotBase64)?;
         let known = self.decryptor.known(&ciphertext).await;
-        let is_new = known.is_none();
-        let id = match known {
-            Some(id) => id,
+        let id = match &known {
+            Some(known) => known.id.clone(),
             None => self.open(source, &ciphertext).await?,
         };
-        *session = Some(id.hash());
+        audit.session = Some(id.hash());
 
         let caller = self.prove(id, bearer, headers).await?;
         let generation = self.generation(&caller).await?;
@@ -103,10 +112,17 @@ impl Exchange {
             generation,
         };
         let token = self.issue(&subject).await?;
-        if is_new {
-            self.decryptor.remember(&ciphertext, subject.session).await;
-        }
-        Ok(token)
+        let is_news = match known {
+            Some(known) => known.is_news(&token),
+            None => {
+                let got = token.clone();
+                self.decryptor
+                    .remember(&ciphertext, subject.session, got)
+                    .await;
+                true
+            }
+        };
+        Ok(Granted { token, is_news })
     }
 
     /// Decrypts an unknown ciphertext, unless its source has failed too often.
@@ -206,19 +222,34 @@ fn bearer_of(headers: &HeaderMap) -> Result<&str, Refusal> {
     }
 }
 
-/// One line for each exchange. Those that a limit refuses are a flood by their nature: they are
-/// counted, and logged for who looks for them.
-fn audit(
-    result: &'static str,
-    session: Option<SessionHash>,
+/// What the one log line of an exchange says beside its result.
+struct Audit {
     source: IpAddr,
-    token: Option<&Token>,
-) {
-    let session = session.map(tracing::field::display);
-    let token = token.map(|token| tracing::field::display(token.hash()));
-    if matches!(result, "source_limited" | "session_limited" | "overloaded") {
-        debug!(result, session, %source, "token exchange");
-    } else {
-        info!(result, session, token, %source, "token exchange");
+    session: Option<SessionHash>,
+}
+
+impl Audit {
+    /// Who asks again and gets the same token again is logged for who looks for it: the line for
+    /// that token is there.
+    fn granted(&self, granted: &Granted) {
+        let (session, source) = (self.session.map(display), self.source);
+        if granted.is_news {
+            let token = granted.token.hash();
+            info!(result = "ok", session, %token, %source, "token exchange");
+        } else {
+            debug!(result = "ok", session, %source, "token exchange");
+        }
+    }
+
+    /// What a limit refuses is a flood by its nature: it is counted, and logged for who looks for
+    /// it.
+    fn refused(&self, refusal: Refusal) {
+        let (session, source) = (self.session.map(display), self.source);
+        let result = refusal.label();
+        if refusal.by_limit() {
+            debug!(result, session, %source, "token exchange");
+        } else {
+            info!(result, session, %source, "token exchange");
+        }
     }
 }

@@ -37,12 +37,17 @@ async fn a_ciphertext_is_known_only_once_it_was_remembered() {
     let decryptor = Decryptor::new(keys());
     let bearer = bearer(&decryptor.keys);
     let ciphertext = decryptor.parse(&bearer).unwrap();
-    assert_eq!(decryptor.known(&ciphertext).await, None);
+    assert!(decryptor.known(&ciphertext).await.is_none());
     let opened = decryptor.open(&ciphertext).await.unwrap();
     assert_eq!(opened.as_slice(), b"session-0001");
-    assert_eq!(decryptor.known(&ciphertext).await, None);
-    decryptor.remember(&ciphertext, id()).await;
-    assert_eq!(decryptor.known(&ciphertext).await, Some(id()));
+    assert!(decryptor.known(&ciphertext).await.is_none());
+
+    let token = |secret| Token::new(secret, None).unwrap();
+    decryptor.remember(&ciphertext, id(), token("first")).await;
+    let known = decryptor.known(&ciphertext).await.unwrap();
+    assert_eq!(known.id, id());
+    assert!(!known.is_news(&token("first")));
+    assert!(known.is_news(&token("second")) && !known.is_news(&token("second")));
 }
 
 #[tokio::test]
