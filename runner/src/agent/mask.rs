@@ -215,3 +215,119 @@ fn unfinished(bytes: &[u8], needle: &[u8]) -> usize {
         .find(|length| needle.starts_with(&bytes[bytes.len() - length..]))
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn token(text: &str, expires_at: Option<SystemTime>) -> Token {
+        Token::new(text, expires_at).unwrap()
+    }
+
+    #[test]
+    fn secrets_are_masked_also_in_json_and_next_to_each_other() {
+        let masker = Masker::new(Clock::system());
+        masker.add_token(&token("header.payload.signature", None));
+        masker.add_secret("a/key+with=\"quotes\"");
+        let cases = [
+            ("nothing in it", "nothing in it"),
+            ("x header.payload.signature y", "x [masked] y"),
+            (
+                "header.payload.signatureheader.payload.signature",
+                "[masked][masked]",
+            ),
+            (r#"{"k":"a/key+with=\"quotes\""}"#, r#"{"k":"[masked]"}"#),
+            (r#"{"k":"a\/key+with=\"quotes\""}"#, r#"{"k":"[masked]"}"#),
+            ("header.payload", "header.payload"),
+        ];
+        for (line, masked) in cases {
+            assert_eq!(masker.mask(line), masked);
+        }
+        assert!(matches!(masker.mask("nothing"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn what_is_too_short_to_be_a_secret_is_left_alone() {
+        let masker = Masker::new(Clock::system());
+        masker.add_secret("dev");
+        masker.add_secret("");
+        assert_eq!(masker.mask("developer"), "developer");
+    }
+
+    #[test]
+    fn overlapping_secrets_leave_no_part() {
+        let masker = Masker::new(Clock::system());
+        masker.add_secret("abcdefghij");
+        masker.add_secret("ghijklmnop");
+        masker.add_secret("cdefghij");
+        assert_eq!(masker.mask("<abcdefghijklmnop>"), "<[masked]>");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_are_forgotten_some_time_after_their_expiry() {
+        let start = ambient_shared::clock::from_unix_seconds(1_000_000).unwrap();
+        let clock = Clock::manual(start);
+        let masker = Masker::new(clock.clone());
+        let second = Duration::from_secs(1);
+        masker.add_token(&token("first-token", Some(start + second)));
+        clock.set(start + second + AFTER_EXPIRY / 2);
+        masker.add_token(&token("second-token", None));
+        assert_eq!(masker.mask("first-token second-token"), "[masked] [masked]");
+        clock.set(start + second + AFTER_EXPIRY);
+        masker.add_token(&token("third-token", None));
+        assert_eq!(
+            masker.mask("first-token third-token"),
+            "first-token [masked]"
+        );
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_newest_tokens_stay_known() {
+        let masker = Masker::new(Clock::system());
+        for number in 0..10 * MAX_TOKENS {
+            masker.add_token(&token(&format!("token-number-{number}."), None));
+            masker.add_token(&token(&format!("token-number-{number}."), None));
+        }
+        assert_eq!(masker.with(|known| known.tokens.len()), MAX_TOKENS);
+        let newest = format!("token-number-{}.", 10 * MAX_TOKENS - 1);
+        assert_eq!(masker.mask(&newest), "[masked]");
+    }
+
+    proptest! {
+        /// No secret survives, wherever and how often it stands; the rest is as it was.
+        #[test]
+        fn no_secret_leaves(
+            secrets in prop::collection::vec("[!-Z^-~]{8,40}", 1..5),
+            around in prop::collection::vec("[a-z ü€\n]{0,6}", 1..8),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 8),
+        ) {
+            let masker = Masker::new(Clock::system());
+            for (number, secret) in secrets.iter().enumerate() {
+                if number % 2 == 0 {
+                    masker.add_secret(secret);
+                } else {
+                    masker.add_token(&token(secret, None));
+                }
+            }
+            let mut line = String::new();
+            for (text, index) in around.iter().zip(&order) {
+                line.push_str(text);
+                line.push_str(&secrets[index.index(secrets.len())]);
+            }
+            let masked = masker.mask(&line);
+            for secret in &secrets {
+                prop_assert!(!masked.contains(secret.as_str()), "{masked}");
+            }
+        }
+
+        /// Text without secrets is not touched.
+        #[test]
+        fn other_text_is_untouched(text in "[a-m \n]{0,80}") {
+            let masker = Masker::new(Clock::system());
+            masker.add_secret("nopqrstuvw");
+            prop_assert_eq!(masker.mask(&text), text.as_str());
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! In: the runner's stdin. Out: the agent's output without secrets, as it comes: what is held
 //! back is only an end that may be the start of a secret.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite,
@@ -71,9 +71,13 @@ pub(crate) async fn copy_masked(
         // At most a chunk beyond the longest secret, which has a limit of its own.
         held.reserve(CHUNK);
         let at_end = from.read_buf(&mut held).await? == 0;
+        // Masked first: the end of a whole secret may look like the start of another.
+        if let Cow::Owned(masked) = masker.mask_bytes(&held) {
+            held = masked;
+        }
         let open = if at_end { 0 } else { masker.unfinished(&held) };
         let ready = held.len() - open;
-        to.write_all(&masker.mask_bytes(&held[..ready])).await?;
+        to.write_all(&held[..ready]).await?;
         to.flush().await?;
         held.drain(..ready);
         if at_end {

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use ambient_shared::{
     exit,
     retry::{Backoff, GaveUp, Policy, Retry, Retryable as _, retry},
     session::SessionId,
-    token::{Token, refresh_in},
+    token::{ASSUMED_LIFE, Token, refresh_in},
 };
 use metrics::{counter, gauge};
 use tokio::{
@@ -62,6 +62,8 @@ pub(crate) struct Refresher {
     session: Option<SessionId>,
     latest: watch::Sender<Option<Token>>,
     rejected: watch::Receiver<Option<Token>>,
+    /// Where the current token came from, and when.
+    origin: Mutex<Option<(Source, Instant)>>,
     /// The endpoint is failing, or slower than the token's life allows.
     behind: AtomicBool,
     masker: Masker,
@@ -129,6 +131,7 @@ impl Refresher {
             session,
             latest,
             rejected,
+            origin: Mutex::default(),
             behind: AtomicBool::new(false),
             masker,
             clock,
@@ -335,8 +338,19 @@ impl Refresher {
             Source::Endpoint | Source::Fixed => false,
             // All there is: whatever was put there last.
             Source::File if self.sources.endpoint.is_none() => true,
-            Source::File => token.expires_at() > current.expires_at(),
+            Source::File => match (token.expires_at(), current.expires_at()) {
+                (Some(theirs), Some(ours)) => theirs > ours,
+                // Nobody said: the file's newest, unless the endpoint's is still young.
+                (_, None) => self.origin().is_none_or(|(source, since)| {
+                    source != Source::Endpoint || since.elapsed() >= ASSUMED_LIFE
+                }),
+                (None, Some(_)) => false,
+            },
         }
+    }
+
+    fn origin(&self) -> Option<(Source, Instant)> {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a token from the endpoint brings us further.
@@ -442,6 +456,8 @@ impl Refresher {
             life_s = token.life_left(now).map(|left| left.as_secs()),
             "token refreshed"
         );
+        let origin = Some((source, Instant::now()));
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = origin;
         self.latest.send_replace(Some(token));
     }
 }
@@ -452,6 +468,23 @@ fn warn_of(error: &ExchangeError, wait: Duration) {
 }
 
 impl TokenHandle {
+    /// A handle without a refresher, for tests of what uses tokens: the sender publishes tokens,
+    /// the receiver shows what was rejected.
+    #[cfg(test)]
+    #[expect(clippy::type_complexity, reason = "the three ends, for tests alone")]
+    pub(crate) fn for_tests(
+        first: Option<Token>,
+    ) -> (
+        Self,
+        watch::Sender<Option<Token>>,
+        watch::Receiver<Option<Token>>,
+    ) {
+        let (sender, latest) = watch::channel(first);
+        let (rejected, rejections) = watch::channel(None);
+        let rejected = Arc::new(rejected);
+        (Self { latest, rejected }, sender, rejections)
+    }
+
     /// The current token, and each that follows. None before the first.
     pub(crate) fn latest(&self) -> watch::Receiver<Option<Token>> {
         self.latest.clone()
@@ -480,26 +513,6 @@ impl TokenHandle {
             Ok(Err(_)) => Err(RenewError::Ended),
             Err(_) => Err(RenewError::Deadline),
         }
-    }
-
-    /// A handle without a refresher, for tests of what uses tokens: the sender publishes tokens,
-    /// the receiver shows what was rejected.
-    #[cfg(test)]
-    #[expect(clippy::type_complexity, reason = "the three ends, for tests alone")]
-    pub(crate) fn for_tests(
-        first: Option<Token>,
-    ) -> (
-        Self,
-        watch::Sender<Option<Token>>,
-        watch::Receiver<Option<Token>>,
-    ) {
-        let (sender, latest) = watch::channel(first);
-        let (rejected, rejections) = watch::channel(None);
-        let handle = Self {
-            latest,
-            rejected: Arc::new(rejected),
-        };
-        (handle, sender, rejections)
     }
 }
 

@@ -1,0 +1,370 @@
+//! The token: pulled with retries, pushed by the mount, always fresh in the agent's file.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, SystemTime},
+};
+
+use ambient_shared::clock::Clock;
+use ambient_testing::programs::Running;
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep};
+
+use crate::scene::{Agent as _, Answer, Endpoint, Scene, eventually, life_of, session_key, token};
+
+const LONG: Duration = Duration::from_secs(600);
+const SHORT: Duration = Duration::from_secs(2);
+
+/// An agent that does nothing until it is ended.
+const WAITS: &str = "echo started; exec sleep 600";
+
+fn token_in(scene: &Scene) -> String {
+    std::fs::read_to_string(scene.token_file()).unwrap()
+}
+
+/// Reads the token file again and again for this time; no token in it may have expired. Gives how
+/// many different ones there were.
+async fn never_expired(scene: &Scene, during: Duration) -> usize {
+    let until = Instant::now() + during;
+    let mut seen = Vec::new();
+    while Instant::now() < until {
+        let token = token_in(scene);
+        assert!(!life_of(&token).is_zero(), "{token} has expired");
+        if seen.last() != Some(&token) {
+            seen.push(token);
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    seen.len()
+}
+
+async fn source_of_next(runner: &mut Running, from: usize, source: &str) -> usize {
+    let what = format!("a token from {source}");
+    let found = runner.log_line_after(from, &what, |line| {
+        line["message"] == "token refreshed" && line["source"] == source
+    });
+    found.await.0
+}
+
+#[tokio::test]
+async fn failures_that_may_pass_are_retried_as_the_server_asks() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start(
+        [
+            Answer::Status(503, Some(1), "busy"),
+            Answer::Status(429, Some(1), "slower"),
+            Answer::Status(401, None, "who are you"),
+            Answer::Status(403, None, "not yet"),
+            Answer::Status(500, None, "oh"),
+            Answer::Status(408, None, "late"),
+            Answer::Status(200, None, "<html>"),
+            Answer::Status(200, None, r#"{"token":""}"#),
+        ],
+        Answer::Token(LONG),
+    )
+    .await;
+    let mut runner = scene.runner_of(&endpoint).agent("exit 0").start();
+
+    assert_eq!(runner.wait().await.code(), Some(0));
+
+    let requests = endpoint.requests();
+    assert_eq!(requests.len(), 9);
+    for pair in requests[..3].windows(2) {
+        assert!(pair[1].at - pair[0].at >= Duration::from_secs(1));
+    }
+    for request in &requests {
+        // One ciphertext for the whole process, so that the server's cache knows it.
+        assert_eq!(request.bearer, requests[0].bearer);
+        let proof = request.proof.as_deref().unwrap();
+        let now = Clock::system().now();
+        session_key().verify(proof, &request.bearer, now).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_no_retry_mends_ends_at_once_with_69_and_the_reason() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Status(404, None, "no such page")).await;
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .agent("touch agent-started")
+        .start();
+
+    assert_eq!(runner.wait().await.code(), Some(69));
+
+    assert_eq!(endpoint.requests().len(), 1);
+    let words = scene.last_words();
+    assert!(
+        words.contains("404") && words.contains(&endpoint.url),
+        "{words}"
+    );
+    assert!(runner.log().contains(&format!("ambient-runner: {words}")));
+    assert!(!scene.token_file().exists());
+}
+
+#[tokio::test]
+async fn at_the_deadline_the_last_error_is_told() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Status(500, None, "the idp is down")).await;
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_TOKEN_TIMEOUT", "1500ms")
+        .agent("exit 0")
+        .start();
+    assert_eq!(runner.wait().await.code(), Some(69));
+    let words = scene.last_words();
+    assert!(words.contains("the idp is down"), "{words}");
+    assert!(endpoint.requests().len() >= 2);
+}
+
+#[tokio::test]
+async fn without_an_endpoint_the_mounted_file_is_waited_for() {
+    let scene = Scene::new();
+    let mut runner = scene
+        .runner()
+        .env("AMBIENT_TOKEN_TIMEOUT", "300ms")
+        .agent("exit 0")
+        .start();
+    assert_eq!(runner.wait().await.code(), Some(69));
+    assert!(scene.last_words().contains("mount/bot-token"));
+
+    let mut runner = scene.runner().agent("exit 6").start();
+    runner.listening("admin").await;
+    scene.mount(&token("late", LONG));
+    assert_eq!(runner.wait().await.code(), Some(6));
+}
+
+#[tokio::test]
+async fn asked_to_end_while_it_waits_for_a_token_it_ends() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Silence).await;
+    let mut runner = scene.runner_of(&endpoint).agent("exit 0").start();
+    eventually("a request", || endpoint.requests().pop()).await;
+    runner.signal(Signal::SIGTERM);
+    assert_eq!(runner.wait().await.code(), Some(143));
+    assert!(scene.last_words().contains("SIGTERM"));
+}
+
+#[tokio::test]
+async fn pulled_tokens_of_two_seconds_never_expire_in_the_file() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(SHORT)).await;
+    let mut runner = scene.runner_of(&endpoint).agent(WAITS).start();
+    runner.output_line("started").await;
+
+    let different = never_expired(&scene, Duration::from_secs(8)).await;
+
+    assert!((4..=10).contains(&different), "{different} tokens in 8 s");
+    let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(scene.token_file()), 0o600);
+    assert_eq!(mode(scene.path("run")), 0o700);
+    runner.signal(Signal::SIGTERM);
+    assert_eq!(runner.wait().await.code(), Some(143));
+    assert!(!scene.token_file().exists(), "a token was left behind");
+}
+
+#[tokio::test]
+async fn pushed_tokens_alone_never_expire_in_the_file() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Status(500, None, "down")).await;
+    let life = Duration::from_secs(5);
+    scene.mount(&token("pushed", life));
+    let mut runner = scene.runner_of(&endpoint).agent(WAITS).start();
+    runner.output_line("started").await;
+
+    let pushing = async {
+        for number in 0..6 {
+            scene.mount(&token(&format!("pushed{number}"), life));
+            sleep(Duration::from_millis(1500)).await;
+        }
+    };
+    let (different, ()) = tokio::join!(never_expired(&scene, Duration::from_secs(9)), pushing);
+    assert!(different >= 3, "{different} tokens in 9 s");
+
+    // And back, as soon as the endpoint is.
+    let so_far = runner.log().len();
+    endpoint.now_says(Answer::Token(LONG));
+    source_of_next(&mut runner, so_far, "endpoint").await;
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_does_not_hold_up_a_session_with_a_mounted_token() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Silence).await;
+    scene.mount(&token("pushed", LONG));
+    let mut runner = scene.runner_of(&endpoint).agent(WAITS).start();
+    let started = Instant::now();
+    runner.output_line("started").await;
+    // Its own time limit is 10 s.
+    assert!(started.elapsed() < Duration::from_secs(8));
+    assert!(token_in(&scene).contains(".tok-pushed-"));
+}
+
+#[tokio::test]
+async fn a_valid_token_outlives_an_outage_and_a_bad_mount() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start(
+        [Answer::Token(Duration::from_secs(6))],
+        Answer::Status(403, None, "no"),
+    )
+    .await;
+    let mut runner = scene.runner_of(&endpoint).agent(WAITS).start();
+    runner.output_line("started").await;
+    let first = token_in(&scene);
+
+    // What is mounted is older, or no token at all.
+    scene.mount(&token("older", Duration::from_secs(3)));
+    eventually("a refused refresh", || {
+        (endpoint.requests().len() >= 3).then_some(())
+    })
+    .await;
+    assert_eq!(token_in(&scene), first);
+    scene.mount("no token\nat all");
+    endpoint.now_says(Answer::Token(LONG));
+
+    let refreshed = eventually("a fresh token", || {
+        let now = token_in(&scene);
+        (now != first).then_some(now)
+    })
+    .await;
+    assert!(refreshed.contains(".tok-pulled"), "{refreshed}");
+}
+
+#[tokio::test]
+async fn ready_only_with_a_valid_token_and_a_running_agent() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Status(500, None, "down")).await;
+    let mut runner = scene.runner_of(&endpoint).agent(WAITS).start();
+    let admin = runner.listening("admin").await;
+    let get = |path: &str| {
+        let url = format!("http://{admin}{path}");
+        async move {
+            let answer = reqwest::get(url).await.unwrap();
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        }
+    };
+    assert_eq!(get("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(get("/readyz").await, (503, "no token yet\n".to_owned()));
+
+    endpoint.now_says(Answer::Token(LONG));
+    runner.output_line("started").await;
+
+    assert_eq!(get("/readyz").await.0, 200);
+    let (_, metrics) = get("/metrics").await;
+    for line in [
+        r#"ambient_runner_token_fetches_total{source="endpoint",result="ok"} 1"#,
+        r#"ambient_runner_token_fetches_total{source="endpoint",result="failed"}"#,
+        r#"ambient_runner_token_handovers_total{result="ok"} 1"#,
+        "ambient_runner_agent_starts_total 1",
+        "ambient_runner_token_expiry_timestamp_seconds ",
+    ] {
+        assert!(metrics.contains(line), "{line} not in {metrics}");
+    }
+    let now = Clock::system().now();
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(!metrics.contains("tok-pulled") && since > LONG);
+}
+
+#[tokio::test]
+async fn on_refresh_a_signal_reaches_the_agent_but_not_its_children() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(SHORT)).await;
+    // The child would be ended by the signal.
+    let script = r#"trap 'echo "told of $(cat $AMBIENT_TOKEN_FILE)"' USR1
+        sleep 600 & child=$!
+        echo started
+        while kill -0 $child; do wait $child; done
+        echo "child ended""#;
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_ON_REFRESH", "signal:USR1")
+        .agent(script)
+        .start();
+    runner.output_line(".tok-pulled2-").await;
+    runner.output_line(".tok-pulled3-").await;
+    assert!(!runner.output().contains(&"child ended".to_owned()));
+}
+
+#[tokio::test]
+async fn on_refresh_a_command_runs_once_for_each_new_token() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(SHORT)).await;
+    let command = scene.path("on-refresh");
+    let log = scene.path("log");
+    std::fs::write(
+        &command,
+        format!(
+            "#!/bin/sh\ncat $AMBIENT_TOKEN_FILE >> {0}; echo >> {0}\necho hook output\nexit 3\n",
+            log.display()
+        ),
+    )
+    .unwrap();
+    std::fs::set_permissions(&command, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env(
+            "AMBIENT_ON_REFRESH",
+            format!("command:{}", command.display()),
+        )
+        .agent(WAITS)
+        .start();
+    runner.output_line("started").await;
+
+    let tokens = eventually("three runs", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let tokens: Vec<String> = text.lines().map(str::to_owned).collect();
+        (tokens.len() >= 3).then_some(tokens)
+    })
+    .await;
+
+    assert!(tokens[0].contains(".tok-pulled2-"), "{tokens:?}");
+    assert!(tokens[1].contains(".tok-pulled3-"), "{tokens:?}");
+    runner
+        .log_line("the command's failure", |line| {
+            line["message"] == "refresh command failed"
+                && line["error"].as_str().unwrap().contains("ended with 3")
+        })
+        .await;
+    assert_eq!(runner.output(), ["started"], "output of the command got in");
+}
+
+#[tokio::test]
+async fn on_refresh_the_agent_is_started_again_with_its_new_token() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(SHORT)).await;
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_ON_REFRESH", "restart")
+        .env("INITIAL_PROMPT", "hello")
+        .agent(r#"echo "got $(cat $AMBIENT_TOKEN_FILE) prompt=$INITIAL_PROMPT."; exec sleep 600"#)
+        .start();
+    let first = runner.output_line(".tok-pulled1-").await;
+    let second = runner.output_line(".tok-pulled2-").await;
+    assert!(first.ends_with("prompt=hello.") && second.ends_with("prompt=."));
+    runner.signal(Signal::SIGTERM);
+    assert_eq!(runner.wait().await.code(), Some(143));
+}
+
+#[tokio::test]
+async fn the_same_token_again_is_no_refresh() {
+    let scene = Scene::new();
+    scene.mount(&token("same", LONG));
+    let mut runner = scene
+        .runner()
+        .env("AMBIENT_ON_REFRESH", "restart")
+        .agent(WAITS)
+        .start();
+    runner.output_line("started").await;
+    let again = token_in(&scene);
+    // The folder is swapped, the token in it is not.
+    scene.mount(&again);
+    scene.mount(&format!("{again}\n"));
+    scene.mount(&token("other", LONG));
+    source_of_next(&mut runner, 0, "file").await;
+    eventually("a second start", || {
+        (runner.output().len() == 2).then_some(())
+    })
+    .await;
+    let refreshes = runner.log().join("\n").matches("token refreshed").count();
+    assert_eq!(refreshes, 2);
+}
