@@ -170,8 +170,7 @@ async fn a_restarted_runner_hands_over_only_what_is_new() {
 async fn a_record_that_could_not_be_pushed_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let server = Fake::start(false, 512).await;
-    let relay = Relay::start(server.address()).await;
-    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
     server
         .until("the start message", |server| server.messages().pop())
         .await;
@@ -179,34 +178,21 @@ async fn a_record_that_could_not_be_pushed_survives_a_kill() {
         .until("a watch", |server| server.watches().pop())
         .await;
     // What is pushed fails from now on; the stream that is open goes on.
-    server.next_pushes((0..100).map(|_| Fate::Refused(Code::Unavailable, "down")));
+    server.take_no_pushes(true);
     let first = server.push("user", "first");
     assert_eq!(agent.reads().await.unwrap(), "first");
     agent.says("answer").await;
     server
         .until("a failed push", |server| {
-            (server.pushes() > 2).then_some(())
+            (server.pushes() > 1).then_some(())
         })
         .await;
+    wait_for_spooled(dir.path(), &["answer", "ambient.delivered"]).await;
     agent.is_killed().await;
 
     let second = server.push("user", "second");
-    while server.pushes() < 105 {
-        // Use up what is left of the failures.
-        let mut client = Api::new(
-            channel(server.address()),
-            TokenHandle::for_tests(Some(token(1))).0.latest(),
-        )
-        .sessions();
-        let _ = client
-            .push_session_message(ambient_shared::proto::PushSessionMessageRequest {
-                session_id: "session".to_owned(),
-                event_type: "system".to_owned(),
-                payload: "{}".to_owned(),
-            })
-            .await;
-    }
-    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    server.take_no_pushes(false);
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
     assert_eq!(agent.reads().await.unwrap(), "second");
     records(&server, &[first, second]).await;
     agent.ends().await.unwrap();
@@ -319,14 +305,7 @@ async fn a_message_that_was_on_its_way_when_the_runner_was_killed_is_not_doubled
         said(&server, &["first", "on its way"]).await;
         agent.says("waits").await;
         agent.says("waits too").await;
-        // Both are on disk once they are out of the pipe, which the next line shows: it is read
-        // after them.
-        let folder = dir.path().to_owned();
-        let until = tokio::time::Instant::now() + LIMIT;
-        while spooled(&folder) < 4 {
-            assert!(tokio::time::Instant::now() < until, "never in the spool");
-            tokio::task::yield_now().await;
-        }
+        wait_for_spooled(dir.path(), &["waits", "waits too"]).await;
         agent.is_killed().await;
 
         let agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
@@ -336,22 +315,24 @@ async fn a_message_that_was_on_its_way_when_the_runner_was_killed_is_not_doubled
     }
 }
 
-/// Messages in the files of a spool, acknowledged or not.
-fn spooled(folder: &Path) -> usize {
-    let session = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
-    let files = std::fs::read_dir(session.path()).unwrap();
-    files
-        .map(|file| file.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == "log"))
-        .map(|path| {
-            let text = std::fs::read(path).unwrap();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            ["first", "on its way", "waits", "waits too"]
-                .iter()
-                .filter(|said| text.contains(**said))
-                .count()
-        })
-        .sum()
+/// Waits until all these texts are in the files of the spool, acknowledged or not.
+async fn wait_for_spooled(folder: &Path, texts: &[&str]) {
+    let all_there = async {
+        loop {
+            let files = spool_files(folder).into_iter();
+            let content: Vec<u8> = files
+                .flat_map(|file| std::fs::read(file).unwrap())
+                .collect();
+            let content = String::from_utf8_lossy(&content);
+            if texts.iter().all(|text| content.contains(text)) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, all_there)
+        .await
+        .expect("in the spool in time");
 }
 
 #[tokio::test]
@@ -508,9 +489,7 @@ async fn a_shutdown_ends_within_its_limit_and_keeps_what_is_left() {
     relay.set(Mode::Refuse).await;
     let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
     agent.says("kept").await;
-    while !dir.path().exists() || spool_files(dir.path()).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    wait_for_spooled(dir.path(), &["kept"]).await;
     agent.stdout = None;
     agent.shutdown.cancel();
     let (messages, limit) = {

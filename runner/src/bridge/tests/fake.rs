@@ -54,6 +54,7 @@ struct State {
     second: i64,
     watchers: Vec<mpsc::Sender<Result<SessionMessage, Status>>>,
     fates: VecDeque<Fate>,
+    takes_no_pushes: bool,
     token: String,
     pushes: usize,
     watches: Vec<i64>,
@@ -115,6 +116,11 @@ impl Fake {
     /// The next pushes meet these fates.
     pub(super) fn next_pushes(&self, fates: impl IntoIterator<Item = Fate>) {
         self.lock().fates.extend(fates);
+    }
+
+    /// Whether pushes fail from now on; watching goes on.
+    pub(super) fn take_no_pushes(&self, none: bool) {
+        self.lock().takes_no_pushes = none;
     }
 
     /// Ends all open streams in order.
@@ -251,8 +257,13 @@ impl SessionService for Fake {
         let fate = {
             let mut state = self.lock();
             state.pushes += 1;
-            state.fates.pop_front()
+            if state.takes_no_pushes {
+                Some(Fate::Refused(Code::Unavailable, "down"))
+            } else {
+                state.fates.pop_front()
+            }
         };
+        self.changed.notify_waiters();
         if let Some(Fate::Refused(code, why)) = &fate {
             return Err(Status::new(*code, *why));
         }
