@@ -59,6 +59,7 @@ async fn swaps_are_seen_in_a_moment() {
     let scene = Scene::start("v/bot-token");
     scene.volume("v").write(&[("bot-token", b"0")]).unwrap();
     scene.sees("0").await;
+    let mut at_once = 0;
     for n in 1..10 {
         let token = n.to_string();
         let started = Instant::now();
@@ -67,12 +68,9 @@ async fn swaps_are_seen_in_a_moment() {
             .write(&[("bot-token", token.as_bytes())])
             .unwrap();
         scene.sees(&token).await;
-        assert!(
-            started.elapsed() < Duration::from_millis(500),
-            "{:?}",
-            started.elapsed()
-        );
+        at_once += usize::from(started.elapsed() < POLL / 4);
     }
+    assert!(at_once >= 6, "only {at_once} of 9 swaps were seen at once");
     scene.end().await;
 }
 

@@ -66,6 +66,6 @@ async fn a_subpath_mount_is_warned_of_once() {
         .log_line("the mount is never updated", said)
         .await;
     scene.serves("one").await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    scene.reads("ok", 3).await;
     assert_eq!(scene.logged("subPath").len(), 1);
 }

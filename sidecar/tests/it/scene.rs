@@ -144,6 +144,18 @@ impl Scene {
             .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
+    /// Waits until the file was read so many times more with this result.
+    pub async fn reads(&self, result: &str, more: u32) {
+        let name = format!("ambient_sidecar_token_reads_total{{result=\"{result}\"}}");
+        let before = self.metric(&name).await.unwrap_or_default();
+        let read = async {
+            while self.metric(&name).await.unwrap_or_default() < before + f64::from(more) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(DEADLINE, read).await.unwrap();
+    }
+
     /// Log lines so far with this message.
     pub fn logged(&self, message: &str) -> Vec<Value> {
         self.sidecar
