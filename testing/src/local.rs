@@ -8,6 +8,7 @@ use std::{
     fmt::Write as _,
     fs,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use std::{
 use ambient_shared::{
     phase::Phase,
     rest::{BASE, List, Session, SessionMessage},
+    swap::{SECRET_DIR, SECRET_FILE, write_atomic},
 };
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -23,6 +25,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     DEADLINE,
+    keypair::RsaKey,
     processes::{self, Process},
     programs::{Program, Running, binary},
 };
@@ -81,6 +84,7 @@ impl Setup {
     /// When it does not come up.
     pub async fn start(self) -> Local {
         let data = tempfile::tempdir().expect("a folder");
+        put_keypair(data.path());
         let binaries = tempfile::tempdir().expect("a folder");
         let binary = self.binaries(binaries.path());
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -128,7 +132,7 @@ impl Setup {
             binary("ambient-runner").display()
         );
         let runner = folder.join("ambient-runner");
-        ambient_shared::swap::write_atomic(&runner, script.as_bytes(), 0o755).expect("a script");
+        write_atomic(&runner, script.as_bytes(), 0o755).expect("a script");
         folder.join("ambient-control-plane")
     }
 
@@ -491,6 +495,26 @@ impl Local {
             }
         }
         scene
+    }
+}
+
+/// Puts a keypair into a data folder, to be used as it is: making one takes an unoptimised build
+/// seconds.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn put_keypair(data: &Path) {
+    let folder = data.join("keypair");
+    fs::DirBuilder::new()
+        .mode(SECRET_DIR)
+        .create(&folder)
+        .expect("a folder");
+    let key = RsaKey::shared();
+    for (name, pem) in [
+        ("private.pem", key.private_pkcs1_pem()),
+        ("public.pem", key.public_pem()),
+    ] {
+        write_atomic(&folder.join(name), pem.as_bytes(), SECRET_FILE).expect("a file");
     }
 }
 

@@ -57,10 +57,15 @@ async fn no_secret_is_in_a_log_or_an_argument() {
     }
 
     let hash = SessionHash::of(&id).to_string();
-    for (place, text) in places.iter().filter(|(place, _)| place.contains("log")) {
-        let line = text.lines().find(|line| line.contains(&id));
-        assert_eq!(line, None, "the session's id is in {place}");
-    }
+    // A spool holds messages, and the agent has just said its session's id.
+    let is_log = |place: &str| place.contains("log") && !place.contains("/spool/");
+    let mut shown: Vec<&str> = places
+        .iter()
+        .filter(|(place, _)| is_log(place))
+        .flat_map(|(_, text)| text.lines().filter(|line| line.contains(&id)))
+        .collect();
+    shown.truncate(20);
+    assert!(shown.is_empty(), "the session's id is in {shown:#?}");
     assert!(
         places.iter().any(|(_, text)| text.contains(&hash)),
         "the session's hash is nowhere"
