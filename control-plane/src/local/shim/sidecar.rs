@@ -78,8 +78,14 @@ impl Sidecar {
 
     fn spawn(&self) -> io::Result<(Child, ProcessIdentity)> {
         let log = open_log(&self.folder.sidecar_log())?;
+        let token = self.folder.token_mount();
         let child = super::command(&self.program)
             .current_dir(self.folder.path())
+            // Relative, as the sidecar logs the path, and the folder's name is the session's id.
+            .env(
+                "AMBIENT_BOT_TOKEN_FILE",
+                token.strip_prefix(self.folder.path()).unwrap_or(&token),
+            )
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log))
             .spawn()?;
