@@ -263,7 +263,7 @@ fn verified(token: &str, algorithm: Algorithm, key: &Key) -> Option<Claims> {
     validation.validate_exp = false;
     validation.validate_nbf = false;
     validation.validate_aud = false;
-    let TokenData { claims, .. } = decode(token, &key.key, &validation).ok()?;
+    let TokenData { claims, .. } = decode(token, &key.verifier, &validation).ok()?;
     Some(claims)
 }
 

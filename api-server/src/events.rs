@@ -41,9 +41,9 @@ pub(crate) struct Event<T> {
 
 /// What the writer committed.
 pub(crate) enum Committed {
-    Session(Event<Session>),
-    Project(Event<Project>),
-    Settings(Event<ProjectSettings>),
+    Session(Arc<Event<Session>>),
+    Project(Arc<Event<Project>>),
+    Settings(Arc<Event<ProjectSettings>>),
     Message { session_id: String, seq: i64 },
 }
 
@@ -74,6 +74,16 @@ enum Tip {
     Deleted,
 }
 
+impl<T: Clone> Event<T> {
+    /// Something that happened to an object, which is then this.
+    pub(crate) fn of(kind: EventType, object: &T) -> Arc<Self> {
+        Arc::new(Self {
+            kind,
+            object: object.clone(),
+        })
+    }
+}
+
 impl Events {
     /// Nobody watches yet.
     pub(crate) fn new() -> Self {
@@ -94,13 +104,13 @@ impl Events {
                     if event.kind == EventType::Deleted {
                         self.advance(&event.object.id, Tip::Deleted);
                     }
-                    let _ = self.0.sessions.send(Arc::new(event));
+                    let _ = self.0.sessions.send(event);
                 }
                 Committed::Project(event) => {
-                    let _ = self.0.projects.send(Arc::new(event));
+                    let _ = self.0.projects.send(event);
                 }
                 Committed::Settings(event) => {
-                    let _ = self.0.settings.send(Arc::new(event));
+                    let _ = self.0.settings.send(event);
                 }
                 Committed::Message { session_id, seq } => {
                     metrics::message_stored();

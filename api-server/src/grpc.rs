@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Response, Status,
-    metadata::MetadataMap,
+    metadata::{MetadataMap, MetadataValue},
     transport::{Server, server::TcpIncoming},
 };
 
@@ -104,7 +104,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Who sent this metadata.
 async fn caller(app: &App, metadata: &MetadataMap) -> Result<Caller, Error> {
     let values = metadata.get_all("authorization").iter();
-    app.auth.caller(values.map(|value| value.as_bytes())).await
+    app.auth.caller(values.map(MetadataValue::as_bytes)).await
 }
 
 /// A stream that ends when the caller's token or the server does.

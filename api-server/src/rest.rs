@@ -22,7 +22,7 @@ use axum::{
     routing::get,
     serve::ListenerExt as _,
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request::Parts};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +122,7 @@ impl FromRequestParts<App> for Signed {
 async fn answer(request: Request, next: Next) -> Response {
     let operation_id = Uuid::now_v7().to_string();
     let method: Method = request.method().clone();
+    let is_http1 = request.version() < Version::HTTP_2;
     // The template, not the path, which has session ids in it.
     let path = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
@@ -136,6 +137,14 @@ async fn answer(request: Request, next: Next) -> Response {
             None => status.canonical_reason().unwrap_or("error").to_owned(),
         };
         write_error(&mut response, status, reason, &operation_id);
+        let body_is_unread = matches!(
+            status,
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
+        );
+        if is_http1 && body_is_unread {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
     }
     metrics::answered(status);
     let path = path.as_ref().map_or("", MatchedPath::as_str);

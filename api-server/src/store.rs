@@ -300,3 +300,6 @@ async fn last_stamp(writer: &SqlitePool) -> Result<i64, sqlx::Error> {
     .await?;
     row.try_get(0)
 }
+
+#[cfg(test)]
+mod tests;

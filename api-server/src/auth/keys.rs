@@ -70,7 +70,7 @@ pub(crate) struct Key {
     /// What it may sign.
     pub(crate) signs: Signs,
     /// The key itself.
-    pub(crate) key: DecodingKey,
+    pub(crate) verifier: DecodingKey,
 }
 
 /// All keys of all sources.
@@ -313,6 +313,6 @@ fn key_of(jwk: Value, signs: Signs) -> Option<Key> {
         id,
         algorithm,
         signs,
-        key: DecodingKey::from_jwk(&jwk).ok()?,
+        verifier: DecodingKey::from_jwk(&jwk).ok()?,
     })
 }

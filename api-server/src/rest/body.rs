@@ -18,6 +18,10 @@ const BODY_LIMIT: Duration = Duration::from_secs(30);
 /// The largest body in bytes: a payload of 1 MiB, its escapes and its envelope.
 const MAX_BODY: usize = MAX_MESSAGE;
 
+/// Of a larger body so much is read and thrown away, so that a client which sends first and reads
+/// later gets our answer rather than a broken connection.
+const MAX_DRAINED: usize = 4 * MAX_BODY;
+
 /// A JSON object, whatever its content type says: `curl -d` calls it a form.
 pub(super) struct Json<T>(pub(super) T);
 
@@ -37,18 +41,24 @@ async fn read(request: Request) -> Result<Vec<u8>, Error> {
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > MAX_BODY) {
+    if length.is_some_and(|length| length > MAX_DRAINED) {
         return Err(too_large());
     }
     let mut chunks = request.into_body().into_data_stream();
     let mut bytes = Vec::new();
+    let mut received = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk =
             chunk.map_err(|_| Error::Invalid("the body ended before its end".to_owned()))?;
-        if bytes.len() + chunk.len() > MAX_BODY {
-            return Err(too_large());
+        received += chunk.len();
+        if received <= MAX_BODY {
+            bytes.extend_from_slice(&chunk);
+        } else if received > MAX_DRAINED {
+            break;
         }
-        bytes.extend_from_slice(&chunk);
+    }
+    if received > MAX_BODY {
+        return Err(too_large());
     }
     Ok(bytes)
 }

@@ -277,17 +277,11 @@ impl Change for DeleteSettings {
 }
 
 fn announce_project(to: &mut Transaction, kind: EventType, project: &Project) {
-    to.announce(Committed::Project(Event {
-        kind,
-        object: project.clone(),
-    }));
+    to.announce(Committed::Project(Event::of(kind, project)));
 }
 
 fn announce_settings(to: &mut Transaction, kind: EventType, settings: &ProjectSettings) {
-    to.announce(Committed::Settings(Event {
-        kind,
-        object: settings.clone(),
-    }));
+    to.announce(Committed::Settings(Event::of(kind, settings)));
 }
 
 fn not_found(kind: &'static str, id: &str) -> Error {

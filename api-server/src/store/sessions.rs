@@ -184,10 +184,7 @@ impl Change for DeleteSession {
 }
 
 fn announce(to: &mut Transaction, kind: EventType, session: &Session) {
-    to.announce(Committed::Session(Event {
-        kind,
-        object: session.clone(),
-    }));
+    to.announce(Committed::Session(Event::of(kind, session)));
 }
 
 async fn load(connection: &mut SqliteConnection, id: &str) -> Result<Session, Error> {

@@ -1,0 +1,161 @@
+use std::time::{Duration, SystemTime};
+
+use ambient_shared::rest::Session;
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    sessions::{CreateSession, EditSession},
+    *,
+};
+use crate::{
+    auth::access::{Caller, Who},
+    sessions::{Edit, SessionChange},
+};
+
+struct Fixture {
+    store: Store,
+    stop: CancellationToken,
+    writer: JoinHandle<()>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test waits for it itself")]
+async fn open(database: &Database, clock: Clock) -> Fixture {
+    let (store, writer) = Store::open(database, clock, Events::new()).await.unwrap();
+    let stop = CancellationToken::new();
+    let writer = tokio::spawn(writer.run(stop.clone()));
+    Fixture {
+        store,
+        stop,
+        writer,
+    }
+}
+
+fn named(name: &str) -> SessionChange {
+    SessionChange {
+        name: Some(name.to_owned()),
+        ..SessionChange::default()
+    }
+}
+
+fn create(name: &str) -> CreateSession {
+    CreateSession {
+        change: named(name),
+        prompt_is_message: false,
+    }
+}
+
+fn rename(id: &str, name: &str) -> EditSession {
+    EditSession {
+        caller: Caller {
+            who: Who::Service(None),
+            expires_at: None,
+        },
+        id: id.to_owned(),
+        edit: Edit::Fields(named(name)),
+    }
+}
+
+fn updated_at(session: &Session) -> (i64, i32) {
+    let time = session.updated_at.unwrap();
+    (time.seconds, time.nanos)
+}
+
+/// A change that the database refuses half-way.
+struct Broken;
+
+impl Change for Broken {
+    type Done = ();
+
+    async fn apply(&self, to: &mut Transaction) -> Result<(), Error> {
+        sqlx::query("update sessions set name = 'broken'")
+            .execute(to.connection())
+            .await?;
+        sqlx::query("insert into sessions (id) values ('x')")
+            .execute(to.connection())
+            .await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_fails_does_not_fail_its_neighbours() {
+    let fixture = open(&Database::Memory, Clock::system()).await;
+    let store = &fixture.store;
+    // Handed in at once, so that they share a transaction.
+    let before = join_all((0..20).map(|number| {
+        let name = number.to_string();
+        async move { store.change(create(&name)).await }
+    }));
+    let after = join_all((20..40).map(|number| {
+        let name = number.to_string();
+        async move { store.change(create(&name)).await }
+    }));
+    let (before, broken, after) = tokio::join!(before, store.change(Broken), after);
+    assert!(matches!(broken, Err(Error::Database(_))));
+    for made in before.into_iter().chain(after) {
+        let made = made.unwrap();
+        assert_eq!(store.session(&made.id).await.unwrap(), made);
+    }
+}
+
+#[tokio::test]
+async fn times_rise_even_when_the_clock_is_set_back() {
+    let folder = TempDir::new().unwrap();
+    let database = Database::File(folder.path().join("ambient.db"));
+    let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let clock = Clock::manual(noon);
+    let fixture = open(&database, clock.clone()).await;
+    let made = fixture.store.change(create("a")).await.unwrap();
+    clock.set(noon - Duration::from_hours(1));
+    let renamed = fixture.store.change(rename(&made.id, "b")).await.unwrap();
+    assert!(updated_at(&renamed) > updated_at(&made));
+    fixture.stop.cancel();
+    fixture.writer.await.unwrap();
+    drop(fixture.store);
+
+    // Also after a restart.
+    let fixture = open(&database, Clock::manual(noon - Duration::from_hours(2))).await;
+    let again = fixture.store.change(rename(&made.id, "c")).await.unwrap();
+    assert!(updated_at(&again) > updated_at(&renamed));
+}
+
+#[tokio::test]
+async fn what_was_handed_in_before_the_end_is_committed() {
+    let folder = TempDir::new().unwrap();
+    let database = Database::File(folder.path().join("ambient.db"));
+    let fixture = open(&database, Clock::system()).await;
+    let store = &fixture.store;
+    let (made, ()) = tokio::join!(store.change(create("last")), async {
+        fixture.stop.cancel();
+    });
+    fixture.writer.await.unwrap();
+    let late = store.change(create("late")).await;
+    assert!(matches!(late, Err(Error::Unavailable(_))));
+    assert!(!store.is_open());
+    drop(fixture.store);
+
+    let fixture = open(&database, Clock::system()).await;
+    fixture.store.session(&made.unwrap().id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_of_a_later_version_is_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("ambient.db");
+    let fixture = open(&Database::File(path.clone()), Clock::system()).await;
+    fixture.stop.cancel();
+    fixture.writer.await.unwrap();
+    drop(fixture.store);
+    let options = SqliteConnectOptions::new().filename(&path);
+    let later = pool(1, options).await.unwrap();
+    sqlx::raw_sql("pragma user_version = 99")
+        .execute(&later)
+        .await
+        .unwrap();
+    later.close().await;
+    let refused = Store::open(&Database::File(path), Clock::system(), Events::new()).await;
+    assert!(matches!(refused, Err(OpenError::Newer { found: 99, .. })));
+}
