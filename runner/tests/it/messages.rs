@@ -305,8 +305,9 @@ async fn a_token_that_expires_in_the_middle_of_the_stream_is_renewed() {
     let mut runner = api
         .runner_without_token("lines")
         .agent(
-            r#"n=0; (while read -r line; do echo "you said $line"; done; echo end) &
-               while kill -0 $! 2>/dev/null; do n=$((n+1)); echo "tick $n"; sleep 0.2; done"#,
+            r#"(n=0; while kill -0 $$; do n=$((n+1)); echo "tick $n"; sleep 0.2; done) 2>/dev/null &
+               while read -r line; do echo "you said $line"; done
+               kill $!; wait; echo end"#,
         )
         .start();
     api.say("one").await;
