@@ -18,11 +18,20 @@ use crate::resolve::Resolver;
 /// Longest wait for a connection, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often an open but silent gRPC connection is pinged.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often an open but silent gRPC connection is pinged. Go's servers end connections that ping
+/// more often than every 5 minutes (gRPC proposal A8).
+const PING_INTERVAL: Duration = Duration::from_mins(6);
 
 /// How long a ping may stay unanswered before the connection counts as dead.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be silent before the kernel asks whether the other side is there,
+/// and how long data may stay unacknowledged: no server minds these, and a peer that vanished is
+/// noticed within [`TCP_IDLE`] and three probes.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+const TCP_PROBE_INTERVAL: Duration = Duration::from_secs(3);
+const TCP_PROBES: u32 = 3;
+const TCP_UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Why a client cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +160,8 @@ pub struct GrpcAddress {
     pub ca: Option<PathBuf>,
 }
 
-/// A channel that connects when first used and again whenever it must. A connection that stays
-/// silent is pinged, so that a dead one is noticed within 20 s.
+/// A channel that connects when first used and again whenever it must. A peer that vanished is
+/// noticed within 20 s; one that hangs, only by the deadline of a call.
 ///
 /// # Errors
 /// When the address or a CA file is malformed.
@@ -169,9 +178,8 @@ pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, Cl
     let mut endpoint = Endpoint::from_shared(url.clone())
         .map_err(broken)?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .tcp_nodelay(true);
     if url.starts_with("https://") {
         let roots = trust_roots(to.ca.as_deref())?.roots;
@@ -183,5 +191,9 @@ pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, Cl
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(TCP_IDLE));
+    connector.set_keepalive_interval(Some(TCP_PROBE_INTERVAL));
+    connector.set_keepalive_retries(Some(TCP_PROBES));
+    connector.set_tcp_user_timeout(Some(TCP_UNACKNOWLEDGED));
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
