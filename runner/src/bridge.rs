@@ -39,13 +39,16 @@ mod spool;
 
 pub(crate) use self::spool::SpoolError;
 
-/// How long after the agent's end its last messages may take: an API server that restarts, even on
-/// another machine, is back by then.
-const FLUSH_AFTER_END: Duration = Duration::from_mins(5);
+/// How long the agent's output may stay open once the agent has ended, without anything coming.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(28);
 
-/// How long after a shutdown is asked for: less than the runner waits for its tasks (30 s), and a
-/// pod for the runner (60 s).
-const FLUSH_AFTER_SHUTDOWN: Duration = Duration::from_secs(28);
+/// After the agent's end, messages are pushed for as long as one gets through in this time: an API
+/// server that restarts, even on another machine, is back by then.
+const STALLED_AFTER: Duration = Duration::from_mins(5);
+
+/// How long they are pushed when there is hurry: 60 s are what a pod has from SIGTERM to SIGKILL,
+/// and the agent's grace period comes first.
+const HURRY_LIMIT: Duration = Duration::from_secs(28);
 
 /// Whose messages are carried, and how.
 #[derive(Debug, Clone)]
@@ -121,9 +124,12 @@ impl Bridge {
         })
     }
 
-    /// Carries messages until the agent's stdout has ended and everything is pushed; at most 5
-    /// minutes after that end, and at most 28 s after `shutdown`. What was not pushed by then
-    /// stays in the spool, and is counted in the log.
+    /// Carries messages until the agent's stdout has ended and everything is pushed.
+    ///
+    /// `agent_over` says that the agent has ended, or is being ended: nothing more is handed over,
+    /// and its output is read for at most 28 s in which nothing comes. After that, messages are
+    /// pushed until none gets through for 5 minutes; once there is `hurry`, for 28 s. What was not
+    /// pushed by then stays in the spool, and is counted in the log.
     ///
     /// With the I/O mode `none` nothing is handed over, and the output is read and dropped.
     ///
@@ -133,16 +139,19 @@ impl Bridge {
     pub(crate) async fn run(
         self,
         pipes: AgentPipes,
-        shutdown: CancellationToken,
+        agent_over: CancellationToken,
+        hurry: CancellationToken,
     ) -> Result<(), BridgeError> {
-        self.carry(pipes.stdin, pipes.stdout, shutdown).await
+        self.carry(pipes.stdin, pipes.stdout, agent_over, hurry)
+            .await
     }
 
     async fn carry<W, R>(
         self,
         stdin: W,
         stdout: R,
-        shutdown: CancellationToken,
+        agent_over: CancellationToken,
+        hurry: CancellationToken,
     ) -> Result<(), BridgeError>
     where
         W: AsyncWrite + Unpin,
@@ -150,9 +159,8 @@ impl Bridge {
     {
         let spool = self.spool;
         let settings = self.settings;
-        // Ends the hand-over: when the agent has ended, or is about to.
-        let no_more_input = shutdown.child_token();
-        let agent_ended = CancellationToken::new();
+        let no_more_input = agent_over.child_token();
+        let all_said = CancellationToken::new();
         let turns_over = CancellationToken::new();
         let start = Outgoing::new(format::runner_started(settings.is_resume));
         let (started, start_seen) = watch::channel(None);
@@ -166,6 +174,7 @@ impl Bridge {
         };
         let listener = Listener {
             stdout,
+            agent_over,
             io: settings.io,
             masker: self.masker,
             spool: Arc::clone(&spool),
@@ -190,7 +199,7 @@ impl Bridge {
         let listen = async {
             spool.append(start).await;
             listener.run().await;
-            agent_ended.cancel();
+            all_said.cancel();
             no_more_input.cancel();
             Ok(())
         };
@@ -203,8 +212,8 @@ impl Bridge {
         let carried = async { tokio::try_join!(agent, pusher.run()).map(drop) };
         let deadline = async {
             tokio::select! {
-                () = after(&shutdown, FLUSH_AFTER_SHUTDOWN) => {}
-                () = after(&agent_ended, FLUSH_AFTER_END) => {}
+                () = after(&hurry, HURRY_LIMIT) => {}
+                () = stalled(&all_said, &spool) => {}
             }
         };
         let result = tokio::select! {
@@ -222,6 +231,20 @@ impl Bridge {
 async fn after(event: &CancellationToken, limit: Duration) {
     event.cancelled().await;
     sleep(limit).await;
+}
+
+/// Once all is said, waits until no message gets through any more.
+async fn stalled(all_said: &CancellationToken, spool: &Spool) {
+    all_said.cancelled().await;
+    let mut before = None;
+    loop {
+        let (messages, _) = spool.waiting().await;
+        if before == Some(messages) {
+            return;
+        }
+        before = Some(messages);
+        sleep(STALLED_AFTER).await;
+    }
 }
 
 #[cfg(test)]

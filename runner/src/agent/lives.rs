@@ -42,8 +42,8 @@ use crate::{
     token::refresher::TokenHandle,
 };
 
-/// Longest time from the agent's end to that of its output: 60 s are what Kubernetes gives a pod
-/// (contract section 3), and the agent's own grace period comes first.
+/// Longest time from the agent's end to that of what is only passed through: 60 s are what
+/// Kubernetes gives a pod (contract section 3), and the agent's own grace period comes first.
 const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a run ended with its agent.
@@ -151,7 +151,10 @@ impl Lives {
     ) -> (Outcome, Result<(), TaskFailure>) {
         // Cancelled by the agent's end, by a failure of its stdio, or by that of a task.
         let over = shutdown.child_token();
+        // Cancelled when messages have to be pushed soon, or stay in the spool.
+        let hurry = CancellationToken::new();
         let mut stdio = Tasks::new(over.clone());
+        let mut messages = Tasks::new(over.clone());
         let mut typed = None;
         if let Some((pipes, stderr)) = running.pipes.take() {
             let masker = self.masker.clone();
@@ -160,7 +163,8 @@ impl Lives {
                 log_end("stderr", copy_masked(stderr, tokio::io::stderr(), masker)),
             );
             if let Some(bridge) = bridge {
-                stdio.spawn_fallible("bridge", bridge.run(pipes, over.clone()));
+                let carried = bridge.run(pipes, over.clone(), hurry.clone());
+                messages.spawn_fallible("bridge", carried);
             } else {
                 let masker = self.masker.clone();
                 let copy = copy_masked(pipes.stdout, tokio::io::stdout(), masker);
@@ -175,15 +179,33 @@ impl Lives {
             // The agent's end is what is waited for.
             std::future::pending::<Infallible>().await
         };
+        let all_carried = CancellationToken::new();
         let watching = async {
             let outcome = tokio::select! {
                 outcome = supervisor.watch(running, &over) => outcome,
                 never = typing => match never {},
             };
             over.cancel();
+            // An agent that ended by itself leaves the time to push all that it said, until the
+            // runner is asked to end.
+            if outcome.why.is_none() {
+                tokio::select! {
+                    () = all_carried.cancelled() => {}
+                    _ = supervisor.signals.next_end() => {}
+                }
+            }
+            hurry.cancel();
             outcome
         };
-        tokio::join!(watching, stdio.run_until_shutdown(FLUSH_LIMIT))
+        let carrying = async {
+            // The bridge has limits of its own.
+            let carried = messages.run_until_shutdown(Duration::MAX).await;
+            all_carried.cancel();
+            carried
+        };
+        let (outcome, carried, copied) =
+            tokio::join!(watching, carrying, stdio.run_until_shutdown(FLUSH_LIMIT));
+        (outcome, carried.and(copied))
     }
 
     /// A bridge for the next agent, when messages are on and there are pipes. One that follows a

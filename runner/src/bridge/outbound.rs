@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
+    OUTPUT_LIMIT, after,
     format::{self, Event},
     spool::{Outgoing, Spool},
 };
@@ -21,6 +22,8 @@ pub(super) mod push;
 /// Reads the agent's stdout to its end.
 pub(super) struct Listener<R> {
     pub(super) stdout: R,
+    /// Cancelled when the agent has ended: somebody else may still hold its stdout open.
+    pub(super) agent_over: CancellationToken,
     pub(super) io: AgentIo,
     pub(super) masker: Masker,
     pub(super) spool: Arc<Spool>,
@@ -35,7 +38,15 @@ impl<R: AsyncRead + Unpin> Listener<R> {
         let mut lines = lines::Lines::new(self.stdout, self.masker.clone(), lines::LONGEST);
         let mut turns = 0;
         loop {
-            let piece = match lines.next().await {
+            let read = tokio::select! {
+                biased;
+                read = lines.next() => read,
+                () = after(&self.agent_over, OUTPUT_LIMIT) => {
+                    warn!("the agent has ended, but its output stays open; leaving it");
+                    return;
+                }
+            };
+            let piece = match read {
                 Ok(Some(piece)) => piece,
                 Ok(None) => return,
                 Err(error) => {

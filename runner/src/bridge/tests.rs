@@ -41,7 +41,8 @@ struct Agent {
     tokens: watch::Sender<Option<Token>>,
     rejected: watch::Receiver<Option<Token>>,
     masker: Masker,
-    shutdown: CancellationToken,
+    over: CancellationToken,
+    hurry: CancellationToken,
     ended: JoinHandle<Result<(), BridgeError>>,
 }
 
@@ -54,16 +55,19 @@ impl Agent {
         let bridge = Bridge::new(settings, api, tokens, masker.clone(), clock).unwrap();
         let (stdin, to_agent) = tokio::io::duplex(4096);
         let (stdout, from_agent) = tokio::io::duplex(4096);
-        let shutdown = CancellationToken::new();
+        let over = CancellationToken::new();
+        let hurry = CancellationToken::new();
+        let carried = bridge.carry(to_agent, from_agent, over.clone(), hurry.clone());
         #[expect(clippy::disallowed_methods, reason = "its end is awaited, or aborted")]
-        let ended = tokio::spawn(bridge.carry(to_agent, from_agent, shutdown.clone()));
+        let ended = tokio::spawn(carried);
         Self {
             stdin: BufReader::new(stdin),
             stdout: Some(stdout),
             tokens: sender,
             rejected,
             masker,
-            shutdown,
+            over,
+            hurry,
             ended,
         }
     }
@@ -481,8 +485,8 @@ async fn a_line_without_end_comes_in_parts() {
     assert_eq!(said[3], "short");
 }
 
-#[tokio::test]
-async fn a_shutdown_ends_within_its_limit_and_keeps_what_is_left() {
+/// How long a bridge goes on that cannot push what the agent said; then it is pushed.
+async fn ends_unpushed_after(is_in_hurry: bool) -> Duration {
     let dir = tempfile::tempdir().unwrap();
     let server = Fake::start(true, 512).await;
     let relay = Relay::start(server.address()).await;
@@ -491,25 +495,55 @@ async fn a_shutdown_ends_within_its_limit_and_keeps_what_is_left() {
     agent.says("kept").await;
     wait_for_spooled(dir.path(), &["kept"]).await;
     agent.stdout = None;
-    agent.shutdown.cancel();
-    let (messages, limit) = {
-        tokio::time::pause();
-        let started = tokio::time::Instant::now();
-        let ended = tokio::time::timeout(Duration::from_mins(30), &mut agent.ended).await;
-        ended.unwrap().unwrap().unwrap();
-        tokio::time::resume();
-        (server.messages().len(), started.elapsed())
-    };
-    assert_eq!(messages, 0);
-    assert!(
-        limit <= FLUSH_AFTER_SHUTDOWN + Duration::from_secs(1),
-        "{limit:?}"
-    );
+    agent.over.cancel();
+    if is_in_hurry {
+        agent.hurry.cancel();
+    }
+    // Nothing but timers is left to wait for: the clock may run ahead.
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    let ended = timeout(Duration::from_mins(60), &mut agent.ended).await;
+    ended.unwrap().unwrap().unwrap();
+    let after = started.elapsed();
+    tokio::time::resume();
+    assert!(server.messages().is_empty());
 
     relay.set(Mode::Pass).await;
     let agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
     agent.ends().await.unwrap();
     assert_eq!(server.payloads("assistant"), ["kept"]);
+    after
+}
+
+#[tokio::test]
+async fn what_cannot_be_pushed_is_tried_for_long_and_kept() {
+    let after = ends_unpushed_after(false).await;
+    assert!(
+        after >= STALLED_AFTER && after <= 2 * STALLED_AFTER,
+        "{after:?}"
+    );
+}
+
+#[tokio::test]
+async fn in_a_hurry_it_is_tried_for_a_short_time_and_kept() {
+    let after = ends_unpushed_after(true).await;
+    assert!(
+        after >= HURRY_LIMIT && after <= 2 * HURRY_LIMIT,
+        "{after:?}"
+    );
+}
+
+#[tokio::test]
+async fn output_that_somebody_holds_open_is_left_when_the_agent_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
+    agent.says("last words").await;
+    said(&server, &["last words"]).await;
+    agent.over.cancel();
+    tokio::time::pause();
+    let ended = timeout(2 * OUTPUT_LIMIT, &mut agent.ended).await;
+    ended.unwrap().unwrap().unwrap();
 }
 
 fn spool_files(folder: &Path) -> Vec<std::path::PathBuf> {
@@ -529,7 +563,7 @@ async fn nothing_more_is_handed_over_once_the_agent_is_to_end() {
     server
         .until("a watch", |server| server.watches().pop())
         .await;
-    agent.shutdown.cancel();
+    agent.over.cancel();
     agent.says("last words").await;
     said(&server, &["last words"]).await;
     let late = server.push("user", "too late");
