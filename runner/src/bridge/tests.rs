@@ -93,7 +93,7 @@ impl Agent {
     }
 
     /// As by `kill -9`: at most what is on disk survives.
-    async fn is_killed(self) {
+    async fn killed(self) {
         self.ended.abort();
         let _ = self.ended.await;
     }
@@ -160,7 +160,7 @@ async fn a_restarted_runner_hands_over_only_what_is_new() {
     let line: serde_json::Value = serde_json::from_str(&agent.reads().await.unwrap()).unwrap();
     assert_eq!(line["message"]["content"][0]["text"], "preamble\n\nfirst");
     records(&server, &[first]).await;
-    agent.is_killed().await;
+    agent.killed().await;
 
     let second = server.push("user", "second");
     let mut agent = Agent::start(with_prompt(), server.address());
@@ -192,7 +192,7 @@ async fn a_record_that_could_not_be_pushed_survives_a_kill() {
         })
         .await;
     wait_for_spooled(dir.path(), &["answer", "ambient.delivered"]).await;
-    agent.is_killed().await;
+    agent.killed().await;
 
     let second = server.push("user", "second");
     server.take_no_pushes(false);
@@ -310,7 +310,7 @@ async fn a_message_that_was_on_its_way_when_the_runner_was_killed_is_not_doubled
         agent.says("waits").await;
         agent.says("waits too").await;
         wait_for_spooled(dir.path(), &["waits", "waits too"]).await;
-        agent.is_killed().await;
+        agent.killed().await;
 
         let agent = Agent::start(settings(AgentIo::Lines, dir.path()), server.address());
         agent.ends().await.unwrap();

@@ -32,7 +32,7 @@ const OPERATOR: &str = "operator-token-of-the-tests";
 const ECHO: &str = r#"while read -r line; do echo "you said $line"; done"#;
 
 /// An API server on a database file, with one session, behind a relay whose address stays.
-struct Api1 {
+struct ApiServer {
     scene: Scene,
     server: Running,
     relay: Relay,
@@ -73,7 +73,7 @@ async fn start_server(scene: &Scene, jwks: Option<&str>) -> (Running, SocketAddr
     (server, address)
 }
 
-impl Api1 {
+impl ApiServer {
     async fn start() -> Self {
         Self::with_jwks(None).await
     }
@@ -121,7 +121,7 @@ impl Api1 {
         }
     }
 
-    /// As by `kill -9`; nothing listens until [`Api1::come_back`].
+    /// As by `kill -9`; nothing listens until [`ApiServer::come_back`].
     async fn die(&mut self) {
         self.server.kill().await;
         self.relay.reset();
@@ -195,9 +195,8 @@ impl Api1 {
                 messages.push(stream.message().await.unwrap().expect("the watch goes on"));
             }
         };
-        if timeout(DEADLINE, watched).await.is_err() {
-            panic!("never came: {what}; there is {messages:#?}");
-        }
+        let in_time = timeout(DEADLINE, watched).await.is_ok();
+        assert!(in_time, "never came: {what}; there is {messages:#?}");
         messages
     }
 
@@ -229,7 +228,7 @@ impl Api1 {
 
 #[tokio::test]
 async fn a_conversation_in_lines_that_the_end_of_input_ends() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     api.say("hello\nthere").await;
     let mut runner = api.runner("lines").agent(ECHO).start();
     assert_eq!(api.payloads("assistant", 1).await, ["you said hello there"]);
@@ -247,7 +246,7 @@ async fn a_conversation_in_lines_that_the_end_of_input_ends() {
 
 #[tokio::test]
 async fn a_server_killed_in_the_middle_loses_and_doubles_nothing() {
-    let mut api = Api1::start().await;
+    let mut api = ApiServer::start().await;
     // Talks by itself and answers, so that both ways are busy when the server goes.
     let script = r#"
         (n=0; while [ $n -lt 300 ]; do n=$((n+1)); echo "tick $n"; sleep 0.01; done) &
@@ -282,7 +281,7 @@ async fn a_server_killed_in_the_middle_loses_and_doubles_nothing() {
 
 #[tokio::test]
 async fn what_is_said_while_the_server_is_away_arrives_later() {
-    let mut api = Api1::start().await;
+    let mut api = ApiServer::start().await;
     let runner = api
         .runner("lines")
         .agent("echo one; read -r go; echo two; echo three");
@@ -298,7 +297,7 @@ async fn what_is_said_while_the_server_is_away_arrives_later() {
 #[tokio::test]
 async fn a_token_that_expires_in_the_middle_of_the_stream_is_renewed() {
     let idp = Idp::start().await;
-    let api = Api1::with_jwks(Some(idp.jwks_url())).await;
+    let api = ApiServer::with_jwks(Some(idp.jwks_url())).await;
     let life = Duration::from_secs(4);
     idp.set_life(life);
     api.scene.mount(&idp.token_of("runner"));
@@ -342,8 +341,8 @@ async fn a_token_that_expires_in_the_middle_of_the_stream_is_renewed() {
 #[tokio::test]
 async fn the_prompt_is_handed_over_exactly_once() {
     // No user message: the prompt itself.
-    let api = Api1::start().await;
-    let with_prompt = |api: &Api1| {
+    let api = ApiServer::start().await;
+    let with_prompt = |api: &ApiServer| {
         api.runner("lines")
             .env("INITIAL_PROMPT", "preamble\n\ndo it")
             .env("AMBIENT_PREAMBLE", "preamble")
@@ -367,7 +366,7 @@ async fn the_prompt_is_handed_over_exactly_once() {
     }
 
     // A user message: it gets the preamble.
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     api.say("do it").await;
     let mut runner = with_prompt(&api).start();
     api.say("next").await;
@@ -380,7 +379,7 @@ async fn the_prompt_is_handed_over_exactly_once() {
 
 #[tokio::test]
 async fn a_runner_that_was_killed_delivers_only_what_was_not() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     let mut runner = api.runner("lines").agent(ECHO).start();
     api.say("one").await;
     api.say("two").await;
@@ -406,7 +405,7 @@ async fn a_runner_that_was_killed_delivers_only_what_was_not() {
 
 #[tokio::test]
 async fn stream_json_becomes_events_and_turns_end_the_agent() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     let agent = r#"
         echo '{"type":"system","subtype":"init"}'
         while read -r line; do
@@ -459,7 +458,7 @@ async fn stream_json_becomes_events_and_turns_end_the_agent() {
 
 #[tokio::test]
 async fn the_agent_cannot_say_its_token() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     let mut runner = api
         .runner("lines")
         .agent(r#"echo "my token is $(cat "$AMBIENT_TOKEN_FILE")!""#)
@@ -470,7 +469,7 @@ async fn the_agent_cannot_say_its_token() {
 
 #[tokio::test]
 async fn a_server_that_is_away_slows_the_agent_instead_of_filling_memory() {
-    let mut api = Api1::start().await;
+    let mut api = ApiServer::start().await;
     // 100 lines of 1,000,000 bytes: more than the spool holds. The progress is in a file.
     let progress = api.scene.path("progress");
     let agent = format!(
@@ -525,10 +524,10 @@ fn resident_bytes(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn a_stopped_runner_pushes_the_agents_last_words() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     let mut runner = api
         .runner("lines")
-        .agent(r#"trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"#)
+        .agent(r"trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
         .start();
     api.payloads("assistant", 1).await;
     runner.signal(Signal::SIGTERM);
@@ -538,7 +537,7 @@ async fn a_stopped_runner_pushes_the_agents_last_words() {
 
 #[tokio::test]
 async fn a_full_disk_loses_nothing() {
-    let api = Api1::start().await;
+    let api = ApiServer::start().await;
     let spool = api.scene.path("small");
     std::fs::create_dir(&spool).unwrap();
     // A disk of 128 KiB, seen by this runner alone.

@@ -196,22 +196,21 @@ impl Disk {
         {
             self.active = None;
         }
-        let active = match &mut self.active {
-            Some(file) => file,
-            None => {
-                let path = self.folder.join(format!("{:020}.log", self.next));
-                let file = OpenOptions::new()
-                    .append(true)
-                    .create_new(true)
-                    .mode(SECRET_FILE)
-                    .open(&path)?;
-                self.segments.push_back(Segment {
-                    path,
-                    last: self.next - 1,
-                    length: 0,
-                });
-                self.active.insert(file)
-            }
+        let active = if let Some(file) = &mut self.active {
+            file
+        } else {
+            let path = self.folder.join(format!("{:020}.log", self.next));
+            let file = OpenOptions::new()
+                .append(true)
+                .create_new(true)
+                .mode(SECRET_FILE)
+                .open(&path)?;
+            self.segments.push_back(Segment {
+                path,
+                last: self.next - 1,
+                length: 0,
+            });
+            self.active.insert(file)
         };
         let Some(segment) = self.segments.back_mut() else {
             return Err(io::ErrorKind::NotFound.into());

@@ -207,10 +207,10 @@ impl Fake {
                 changed.await;
             }
         };
-        match tokio::time::timeout(Duration::from_secs(30), found).await {
-            Ok(found) => found,
-            Err(_) => panic!("never came true: {what}; there is {:#?}", self.messages()),
-        }
+        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
+        found.unwrap_or_else(|_| {
+            panic!("never came true: {what}; there is {:#?}", self.messages());
+        })
     }
 
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -268,15 +268,12 @@ impl SessionService for Fake {
             return Err(Status::new(*code, *why));
         }
         let known = self.lock().by_id.get(&key).cloned();
-        let stored = match known.filter(|_| self.knows_ids) {
-            Some(stored) => stored,
-            None => {
-                let message = self.number(&push.event_type, &push.payload);
-                self.lock().by_id.insert(key, message.clone());
-                self.store(message.clone());
-                message
-            }
-        };
+        let stored = known.filter(|_| self.knows_ids).unwrap_or_else(|| {
+            let message = self.number(&push.event_type, &push.payload);
+            self.lock().by_id.insert(key, message.clone());
+            self.store(message.clone());
+            message
+        });
         match fate {
             Some(Fate::StoredButFails(code)) => return Err(Status::new(code, "oh")),
             Some(Fate::StoredButSilent) => std::future::pending().await,
