@@ -198,9 +198,10 @@ async fn sources(settings: &Settings, masker: &Masker, clock: &Clock) -> Result<
     if let (Some((url, public_key)), Some(session)) = (&settings.endpoint, &settings.session) {
         let key = read_session_key(&settings.session_key_file).await;
         let key = key.map_err(|error| Cause::fault("AMBIENT_SESSION_KEY_FILE", &error))?;
-        match &key {
-            Some(key) => masker.add_secret(key.expose()),
-            None => debug!("no session key: token requests carry no proof"),
+        if let Some(key) = &key {
+            masker.add_secret(key.expose());
+        } else {
+            debug!("no session key: token requests carry no proof");
         }
         // Once a process, so that the server's cache knows it.
         let bearer = public_key

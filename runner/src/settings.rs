@@ -460,15 +460,14 @@ fn check_endpoint(
 ) -> Option<(Url, PublicKey)> {
     let url = from.token_url.as_deref()?;
     let url = faults.keep("AMBIENT_CP_TOKEN_URL", exchange::parse_endpoint(url));
-    let key = match from.public_key.as_deref() {
-        Some(pem) => faults.keep("AMBIENT_CP_TOKEN_PUBLIC_KEY", PublicKey::from_pem(pem)),
-        None => {
-            faults.add(
-                "AMBIENT_CP_TOKEN_PUBLIC_KEY",
-                "missing; AMBIENT_CP_TOKEN_URL needs it",
-            );
-            None
-        }
+    let key = if let Some(pem) = from.public_key.as_deref() {
+        faults.keep("AMBIENT_CP_TOKEN_PUBLIC_KEY", PublicKey::from_pem(pem))
+    } else {
+        faults.add(
+            "AMBIENT_CP_TOKEN_PUBLIC_KEY",
+            "missing; AMBIENT_CP_TOKEN_URL needs it",
+        );
+        None
     };
     if from.session_id.is_none() {
         faults.add("SESSION_ID", "missing; AMBIENT_CP_TOKEN_URL needs it");

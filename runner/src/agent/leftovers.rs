@@ -91,7 +91,7 @@ impl Process {
         Self::parse(pid, &stat)
     }
 
-    /// proc_pid_stat(5). The name, in parentheses, may hold anything. None for zombies: they have
+    /// `proc_pid_stat(5)`. The name, in parentheses, may hold anything. None for zombies: they have
     /// ended, and only wait to be collected.
     fn parse(pid: i32, stat: &str) -> Option<Self> {
         let (_, fields) = stat.rsplit_once(')')?;

@@ -70,10 +70,11 @@ impl Reaper {
         let mut waited_for = self.lock();
         while let Some((pid, ended)) = sys::reap_one() {
             counter!(names::REAPED).increment(1);
-            match waited_for.remove(&pid) {
+            if let Some(waiter) = waited_for.remove(&pid) {
                 // Nobody listens any more when the wait had a limit.
-                Some(waiter) => drop(waiter.send(ended)),
-                None => debug!(pid, ?ended, "orphan reaped"),
+                let _ = waiter.send(ended);
+            } else {
+                debug!(pid, ?ended, "orphan reaped");
             }
             self.0.reaped.notify_waiters();
         }

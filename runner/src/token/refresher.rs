@@ -75,7 +75,7 @@ pub(crate) struct Refresher {
 pub(crate) enum NoToken {
     /// The endpoint gave none, and no other source had one.
     #[error("no token for this session")]
-    Endpoint(#[source] GaveUp<ExchangeError>),
+    Endpoint(#[source] Box<GaveUp<ExchangeError>>),
     /// Without an endpoint, the file is all there is.
     #[error("no token within {}", humantime::format_duration(*within))]
     File {
@@ -190,7 +190,7 @@ impl Refresher {
                         self.publish(token, source);
                         Ok(())
                     }
-                    Err(_) => Err(NoToken::Endpoint(gave_up)),
+                    Err(_) => Err(NoToken::Endpoint(Box::new(gave_up))),
                 },
             },
             () = push => {
@@ -471,7 +471,6 @@ impl TokenHandle {
     /// A handle without a refresher, for tests of what uses tokens: the sender publishes tokens,
     /// the receiver shows what was rejected.
     #[cfg(test)]
-    #[expect(clippy::type_complexity, reason = "the three ends, for tests alone")]
     pub(crate) fn for_tests(
         first: Option<Token>,
     ) -> (
