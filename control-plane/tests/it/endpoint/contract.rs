@@ -104,13 +104,12 @@ async fn headers_of_any_length_and_bytes_are_401() {
         // No HTTP at all.
         assert_eq!(scene.get(&headers).await.status, 400, "{byte:#x}");
     }
-    for length in [70_000, 1_000_000] {
-        let headers = format!("Authorization: Bearer {}\r\n", "A".repeat(length));
-        // The server may close before it has read all of it.
-        let request = format!("GET /token HTTP/1.1\r\nHost: cp\r\n{headers}\r\n");
-        if let Some(answer) = raw(scene.address, request.as_bytes()).await {
-            assert_eq!(answer.status, 431, "{length}");
-        }
+    // Beyond the limit of a head; the server may close before it has read all of it.
+    let bearer = "A".repeat(1_000_000);
+    let request =
+        format!("GET /token HTTP/1.1\r\nHost: cp\r\nAuthorization: Bearer {bearer}\r\n\r\n");
+    if let Some(answer) = raw(scene.address, request.as_bytes()).await {
+        assert_eq!(answer.status, 431, "{answer:?}");
     }
 }
 
