@@ -6,6 +6,9 @@ use ambient_testing::{keypair::RsaKey, programs::Program};
 
 use crate::scene::{Agent as _, Scene};
 
+/// A variable, its bad value, and what else is set.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
 /// Starts it, and gives its exit code and what it wrote to stderr. Its agent would leave a file.
 async fn refused(scene: &Scene, runner: Program) -> (i32, Vec<String>) {
     let started = scene.path("agent-started");
@@ -25,7 +28,7 @@ async fn each_bad_setting_ends_with_78_and_one_line_that_names_it() {
         ("AMBIENT_CP_TOKEN_URL", url),
         ("AMBIENT_CP_TOKEN_PUBLIC_KEY", &pem),
     ];
-    let cases: &[(&str, &str, &[(&str, &str)])] = &[
+    let cases: &[Case] = &[
         ("SESSION_ID", "short", &[]),
         ("SESSION_ID", "with a space in it", &[]),
         ("SESSION_ID", "", &endpoint),

@@ -81,21 +81,27 @@ impl Scene {
     }
 }
 
-fn found(text: &str, source: Source) -> Option<(String, Source)> {
-    Some((text.to_owned(), source))
+fn found(text: &str, source: Source) -> (String, Source) {
+    (text.to_owned(), source)
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_an_endpoint_the_file_goes_before_the_fixed_token() {
     let scene = scene(false, Some("fixed-token"));
-    assert_eq!(scene.beside().await, found("fixed-token", Source::Fixed));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("fixed-token", Source::Fixed))
+    );
     assert_eq!(scene.beside().await, None);
     scene.mount("mounted-token");
-    assert_eq!(scene.beside().await, found("mounted-token", Source::File));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("mounted-token", Source::File))
+    );
     assert_eq!(scene.beside().await, None);
     scene.mount("another-mounted-token");
     let another = found("another-mounted-token", Source::File);
-    assert_eq!(scene.beside().await, another);
+    assert_eq!(scene.beside().await, Some(another));
     // Broken, or gone: what was good is kept.
     scene.mount("no token");
     assert_eq!(scene.beside().await, None);
@@ -122,22 +128,34 @@ async fn an_expired_token_is_replaced_by_whatever_is_valid() {
     scene.refresher.publish(pulled, Source::Endpoint);
     assert_eq!(scene.beside().await, None);
     scene.clock.set(start() + secs(60));
-    assert_eq!(scene.beside().await, found("fixed-token", Source::Fixed));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("fixed-token", Source::Fixed))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_do_not_say_when_they_expire_follow_the_file() {
     let scene = scene(true, None);
     scene.mount("mounted-one");
-    assert_eq!(scene.beside().await, found("mounted-one", Source::File));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("mounted-one", Source::File))
+    );
     scene.mount("mounted-two");
-    assert_eq!(scene.beside().await, found("mounted-two", Source::File));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("mounted-two", Source::File))
+    );
 
     let pulled = token("pulled-token", None);
     scene.refresher.publish(pulled, Source::Endpoint);
     assert_eq!(scene.beside().await, None, "the endpoint's is still young");
     tokio::time::advance(ASSUMED_LIFE).await;
-    assert_eq!(scene.beside().await, found("mounted-two", Source::File));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("mounted-two", Source::File))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +168,10 @@ async fn a_rejected_token_is_replaced_and_does_not_come_back() {
     assert!(scene.refresher.is_rejected());
     assert!(!scene.refresher.is_useful(&pulled));
     assert!(scene.refresher.is_useful(&token("other-token", Some(5))));
-    assert_eq!(scene.beside().await, found("mounted-one", Source::File));
+    assert_eq!(
+        scene.beside().await,
+        Some(found("mounted-one", Source::File))
+    );
     assert!(!scene.refresher.is_rejected());
 }
 
