@@ -7,6 +7,7 @@
 //! keeps a sound database.
 
 pub(crate) mod messages;
+pub(crate) mod project_settings;
 pub(crate) mod projects;
 pub(crate) mod sessions;
 mod writer;

@@ -14,7 +14,7 @@ use crate::{
     App,
     projects::SettingsChange,
     search::{Filter, Order},
-    store::projects::{CreateSettings, DeleteSettings, EditSettings},
+    store::project_settings::{CreateSettings, DeleteSettings, EditSettings},
 };
 
 /// The service.

@@ -13,7 +13,7 @@ use crate::{
     App,
     error::Error,
     projects::SettingsChange,
-    store::projects::{CreateSettings, DeleteSettings, EditSettings, SETTINGS_COLUMNS},
+    store::project_settings::{COLUMNS, CreateSettings, DeleteSettings, EditSettings},
 };
 
 pub(super) async fn list(
@@ -23,8 +23,8 @@ pub(super) async fn list(
 ) -> Result<impl IntoResponse, Error> {
     caller.not_a_session()?;
     let page = query.page()?;
-    let mut filter = query.filter(SETTINGS_COLUMNS)?;
-    let order = query.order(SETTINGS_COLUMNS)?;
+    let mut filter = query.filter(COLUMNS)?;
+    let order = query.order(COLUMNS)?;
     if let Some(project) = query.project()? {
         filter.and_equals("project_id", project);
     }

@@ -13,7 +13,7 @@ use crate::{
     App,
     error::Error,
     projects::ProjectChange,
-    store::projects::{CreateProject, DeleteProject, EditProject, PROJECT_COLUMNS},
+    store::projects::{COLUMNS, CreateProject, DeleteProject, EditProject},
 };
 
 pub(super) async fn list(
@@ -23,8 +23,8 @@ pub(super) async fn list(
 ) -> Result<impl IntoResponse, Error> {
     caller.not_a_session()?;
     let page = query.page()?;
-    let filter = query.filter(PROJECT_COLUMNS)?;
-    let order = query.order(PROJECT_COLUMNS)?;
+    let filter = query.filter(COLUMNS)?;
+    let order = query.order(COLUMNS)?;
     let listed = app.store.projects(&filter, &order, page).await?;
     Ok(envelope("ProjectList", page, listed))
 }

@@ -3,26 +3,11 @@ use proptest::prelude::*;
 use super::*;
 
 const COLUMNS: &[Column] = &[
-    Column {
-        name: "id",
-        kind: Kind::Text,
-    },
-    Column {
-        name: "phase",
-        kind: Kind::Text,
-    },
-    Column {
-        name: "timeout",
-        kind: Kind::Integer,
-    },
-    Column {
-        name: "llm_temperature",
-        kind: Kind::Real,
-    },
-    Column {
-        name: "created_at",
-        kind: Kind::Time,
-    },
+    Column::text("id"),
+    Column::text("phase"),
+    Column::integer("timeout"),
+    Column::real("llm_temperature"),
+    Column::time("created_at"),
 ];
 
 fn filter(search: &str) -> (String, Vec<Value>) {

@@ -1,59 +1,33 @@
-//! Projects and their settings in the database.
+//! Projects in the database.
 
 use ambient_shared::{
     proto::EventType,
-    rest::{BASE, Project, ProjectSettings},
+    rest::{BASE, Project},
 };
 use prost_types::Timestamp;
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Change, Listed, Page, Store, Transaction};
+use super::{Change, Listed, Page, Store, Transaction, project_settings::delete_settings_of};
 use crate::{
     auth::access::Caller,
     error::Error,
     events::{Committed, Event},
-    projects::{
-        ProjectChange, SettingsChange, create_project, create_settings, edit_project, edit_settings,
-    },
-    search::{Column, Filter, Kind, Order},
+    projects::{ProjectChange, create_project, edit_project},
+    search::{Column, Filter, Order},
     time::{from_micros, to_micros},
 };
 
-const fn text(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: Kind::Text,
-    }
-}
-
-const fn time(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: Kind::Time,
-    }
-}
-
 /// The columns of a project that lists may name.
-pub(crate) const PROJECT_COLUMNS: &[Column] = &[
-    text("id"),
-    time("created_at"),
-    time("updated_at"),
-    text("name"),
-    text("display_name"),
-    text("description"),
-    text("labels"),
-    text("annotations"),
-    text("status"),
-];
-
-/// The columns of a project's settings that lists may name.
-pub(crate) const SETTINGS_COLUMNS: &[Column] = &[
-    text("id"),
-    time("created_at"),
-    time("updated_at"),
-    text("project_id"),
-    text("group_access"),
-    text("repositories"),
+pub(crate) const COLUMNS: &[Column] = &[
+    Column::text("id"),
+    Column::time("created_at"),
+    Column::time("updated_at"),
+    Column::text("name"),
+    Column::text("display_name"),
+    Column::text("description"),
+    Column::text("labels"),
+    Column::text("annotations"),
+    Column::text("status"),
 ];
 
 impl Store {
@@ -81,33 +55,6 @@ impl Store {
         page: Page,
     ) -> Result<Listed<Project>, Error> {
         self.list("projects", project_of, filter, order, page).await
-    }
-
-    /// The settings of this id.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub(crate) async fn project_settings(&self, id: &str) -> Result<ProjectSettings, Error> {
-        let row = sqlx::query("select * from project_settings where id = ?")
-            .bind(id)
-            .fetch_optional(&self.readers)
-            .await?
-            .ok_or_else(|| not_found("project settings", id))?;
-        Ok(settings_of(&row)?)
-    }
-
-    /// One page of the settings that pass the filter.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub(crate) async fn all_project_settings(
-        &self,
-        filter: &Filter,
-        order: &Order,
-        page: Page,
-    ) -> Result<Listed<ProjectSettings>, Error> {
-        self.list("project_settings", settings_of, filter, order, page)
-            .await
     }
 }
 
@@ -175,15 +122,7 @@ impl Change for DeleteProject {
     async fn apply(&self, to: &mut Transaction) -> Result<(), Error> {
         let (mut project, owner) = load_project(to.connection(), &self.id).await?;
         self.caller.check_project(owner.as_deref())?;
-        let settings = sqlx::query("delete from project_settings where project_id = ? returning *")
-            .bind(&self.id)
-            .fetch_all(to.connection())
-            .await?;
-        for row in &settings {
-            let mut settings = settings_of(row)?;
-            settings.updated_at = Some(from_micros(to.now()));
-            announce_settings(to, EventType::Deleted, &settings);
-        }
+        delete_settings_of(to, &self.id).await?;
         sqlx::query("delete from projects where id = ?")
             .bind(&self.id)
             .execute(to.connection())
@@ -194,97 +133,12 @@ impl Change for DeleteProject {
     }
 }
 
-/// Makes the settings of a project.
-pub(crate) struct CreateSettings {
-    pub(crate) caller: Caller,
-    pub(crate) change: SettingsChange,
-}
-
-impl Change for CreateSettings {
-    type Done = ProjectSettings;
-
-    async fn apply(&self, to: &mut Transaction) -> Result<ProjectSettings, Error> {
-        let settings = create_settings(self.change.clone(), to.now())?;
-        let project = &settings.project_id;
-        let owner = match load_project(to.connection(), project).await {
-            Ok((_, owner)) => owner,
-            Err(Error::NotFound { .. }) => {
-                return Err(Error::Invalid(format!(
-                    "project_id: there is no project {project:?}"
-                )));
-            }
-            Err(error) => return Err(error),
-        };
-        self.caller.check_project(owner.as_deref())?;
-        let there = sqlx::query("select id from project_settings where project_id = ?")
-            .bind(project)
-            .fetch_optional(to.connection())
-            .await?;
-        if there.is_some() {
-            return Err(Error::Exists(format!(
-                "project {project:?} has settings already; change those"
-            )));
-        }
-        save_settings(to.connection(), &settings).await?;
-        announce_settings(to, EventType::Created, &settings);
-        Ok(settings)
-    }
-}
-
-/// Changes the settings of a project.
-pub(crate) struct EditSettings {
-    pub(crate) caller: Caller,
-    pub(crate) id: String,
-    pub(crate) change: SettingsChange,
-}
-
-impl Change for EditSettings {
-    type Done = ProjectSettings;
-
-    async fn apply(&self, to: &mut Transaction) -> Result<ProjectSettings, Error> {
-        let before = load_settings(to, &self.caller, &self.id).await?;
-        let mut settings = before.clone();
-        edit_settings(&mut settings, self.change.clone())?;
-        if settings == before {
-            return Ok(settings);
-        }
-        settings.updated_at = Some(from_micros(to.now()));
-        save_settings(to.connection(), &settings).await?;
-        announce_settings(to, EventType::Updated, &settings);
-        Ok(settings)
-    }
-}
-
-/// Deletes the settings of a project.
-pub(crate) struct DeleteSettings {
-    pub(crate) caller: Caller,
-    pub(crate) id: String,
-}
-
-impl Change for DeleteSettings {
-    type Done = ();
-
-    async fn apply(&self, to: &mut Transaction) -> Result<(), Error> {
-        let mut settings = load_settings(to, &self.caller, &self.id).await?;
-        sqlx::query("delete from project_settings where id = ?")
-            .bind(&self.id)
-            .execute(to.connection())
-            .await?;
-        settings.updated_at = Some(from_micros(to.now()));
-        announce_settings(to, EventType::Deleted, &settings);
-        Ok(())
-    }
-}
-
 fn announce_project(to: &mut Transaction, kind: EventType, project: &Project) {
     to.announce(Committed::Project(Event::of(kind, project)));
 }
 
-fn announce_settings(to: &mut Transaction, kind: EventType, settings: &ProjectSettings) {
-    to.announce(Committed::Settings(Event::of(kind, settings)));
-}
-
-fn not_found(kind: &'static str, id: &str) -> Error {
+/// There is no such object.
+pub(super) fn not_found(kind: &'static str, id: &str) -> Error {
     Error::NotFound {
         kind,
         id: id.to_owned(),
@@ -292,7 +146,7 @@ fn not_found(kind: &'static str, id: &str) -> Error {
 }
 
 /// A project, and who made it.
-async fn load_project(
+pub(super) async fn load_project(
     connection: &mut SqliteConnection,
     id: &str,
 ) -> Result<(Project, Option<String>), Error> {
@@ -304,24 +158,8 @@ async fn load_project(
     Ok((project_of(&row)?, row.try_get("created_by")?))
 }
 
-/// Settings that the caller may change.
-async fn load_settings(
-    from: &mut Transaction,
-    caller: &Caller,
-    id: &str,
-) -> Result<ProjectSettings, Error> {
-    let row = sqlx::query("select * from project_settings where id = ?")
-        .bind(id)
-        .fetch_optional(from.connection())
-        .await?
-        .ok_or_else(|| not_found("project settings", id))?;
-    let settings = settings_of(&row)?;
-    let (_, owner) = load_project(from.connection(), &settings.project_id).await?;
-    caller.check_project(owner.as_deref())?;
-    Ok(settings)
-}
-
-fn micros(time: Option<&Timestamp>) -> Option<i64> {
+/// As the database keeps it.
+pub(super) fn micros(time: Option<&Timestamp>) -> Option<i64> {
     time.and_then(to_micros)
 }
 
@@ -350,25 +188,6 @@ async fn save_project(
     Ok(())
 }
 
-async fn save_settings(
-    connection: &mut SqliteConnection,
-    settings: &ProjectSettings,
-) -> Result<(), Error> {
-    sqlx::query(
-        "insert or replace into project_settings (id, created_at, updated_at, project_id,
-         group_access, repositories) values (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(&settings.id)
-    .bind(micros(settings.created_at.as_ref()))
-    .bind(micros(settings.updated_at.as_ref()))
-    .bind(&settings.project_id)
-    .bind(&settings.group_access)
-    .bind(&settings.repositories)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 fn project_of(row: &SqliteRow) -> Result<Project, sqlx::Error> {
     let id: String = row.try_get("id")?;
     Ok(Project {
@@ -383,19 +202,5 @@ fn project_of(row: &SqliteRow) -> Result<Project, sqlx::Error> {
         labels: row.try_get("labels")?,
         annotations: row.try_get("annotations")?,
         status: row.try_get("status")?,
-    })
-}
-
-fn settings_of(row: &SqliteRow) -> Result<ProjectSettings, sqlx::Error> {
-    let id: String = row.try_get("id")?;
-    Ok(ProjectSettings {
-        href: format!("{BASE}/project_settings/{id}"),
-        id,
-        kind: "ProjectSettings".to_owned(),
-        created_at: Some(from_micros(row.try_get("created_at")?)),
-        updated_at: Some(from_micros(row.try_get("updated_at")?)),
-        project_id: row.try_get("project_id")?,
-        group_access: row.try_get("group_access")?,
-        repositories: row.try_get("repositories")?,
     })
 }

@@ -14,71 +14,47 @@ use crate::{
     auth::access::{Action, Caller, Facts},
     error::Error,
     events::{Committed, Event},
-    search::{Column, Filter, Kind, Order},
+    search::{Column, Filter, Order},
     sessions::{Edit, SessionChange, create, edit},
     store::messages::insert_message,
     time::{from_micros, to_micros},
 };
 
-const fn text(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: Kind::Text,
-    }
-}
-
-const fn number(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: Kind::Integer,
-    }
-}
-
-const fn time(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: Kind::Time,
-    }
-}
-
 /// The columns, in the order in which [`save`] binds them.
 pub(crate) const COLUMNS: &[Column] = &[
-    text("id"),
-    time("created_at"),
-    time("updated_at"),
-    text("name"),
-    text("repo_url"),
-    text("prompt"),
-    text("created_by_user_id"),
-    text("assigned_user_id"),
-    text("workflow_id"),
-    text("repos"),
-    number("timeout"),
-    text("llm_model"),
-    Column {
-        name: "llm_temperature",
-        kind: Kind::Real,
-    },
-    number("llm_max_tokens"),
-    text("parent_session_id"),
-    text("bot_account_name"),
-    text("resource_overrides"),
-    text("environment_variables"),
-    text("labels"),
-    text("annotations"),
-    text("project_id"),
-    text("phase"),
-    time("start_time"),
-    time("completion_time"),
-    text("sdk_session_id"),
-    number("sdk_restart_count"),
-    text("conditions"),
-    text("reconciled_repos"),
-    text("reconciled_workflow"),
-    text("kube_cr_name"),
-    text("kube_cr_uid"),
-    text("kube_namespace"),
-    text("agent_id"),
+    Column::text("id"),
+    Column::time("created_at"),
+    Column::time("updated_at"),
+    Column::text("name"),
+    Column::text("repo_url"),
+    Column::text("prompt"),
+    Column::text("created_by_user_id"),
+    Column::text("assigned_user_id"),
+    Column::text("workflow_id"),
+    Column::text("repos"),
+    Column::integer("timeout"),
+    Column::text("llm_model"),
+    Column::real("llm_temperature"),
+    Column::integer("llm_max_tokens"),
+    Column::text("parent_session_id"),
+    Column::text("bot_account_name"),
+    Column::text("resource_overrides"),
+    Column::text("environment_variables"),
+    Column::text("labels"),
+    Column::text("annotations"),
+    Column::text("project_id"),
+    Column::text("phase"),
+    Column::time("start_time"),
+    Column::time("completion_time"),
+    Column::text("sdk_session_id"),
+    Column::integer("sdk_restart_count"),
+    Column::text("conditions"),
+    Column::text("reconciled_repos"),
+    Column::text("reconciled_workflow"),
+    Column::text("kube_cr_name"),
+    Column::text("kube_cr_uid"),
+    Column::text("kube_namespace"),
+    Column::text("agent_id"),
 ];
 
 impl Store {
