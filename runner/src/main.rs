@@ -36,7 +36,10 @@ fn main() -> ExitCode {
 
 fn run(settings: Settings) -> anyhow::Result<Finished> {
     ambient_runner::prepare_process();
-    client::install_crypto_provider();
+    if settings.uses_tls() {
+        // Beside what follows: its first random number takes tens of milliseconds.
+        std::thread::spawn(client::install_crypto_provider);
+    }
     telemetry::init_logs(settings.log_format, &settings.log_level)?;
     // One thread: the runner waits nearly all the time, and is small.
     let runtime = tokio::runtime::Builder::new_current_thread()

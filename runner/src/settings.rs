@@ -98,6 +98,16 @@ pub struct Settings {
     pub(crate) command: Vec<OsString>,
 }
 
+impl Settings {
+    /// Whether any connection will be encrypted.
+    pub fn uses_tls(&self) -> bool {
+        let endpoint = self.endpoint.as_ref();
+        let grpc = self.grpc.as_ref();
+        endpoint.is_some_and(|(url, _)| url.scheme() == "https")
+            || grpc.is_some_and(|grpc| grpc.tls || grpc.address.starts_with("https:"))
+    }
+}
+
 /// What happens when the agent's token has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OnRefresh {
