@@ -12,6 +12,7 @@ use ambient_shared::{
 };
 use tokio::io::AsyncReadExt as _;
 
+mod handle;
 pub(crate) mod handover;
 pub(crate) mod refresher;
 

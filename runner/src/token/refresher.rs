@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -28,11 +28,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub(crate) use super::handle::TokenHandle;
 use super::{ReadError, Source, Sources, read_token};
 use crate::{agent::mask::Masker, metrics as names};
-
-/// Longest wait for another token after a server rejected one.
-const RENEW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Retries of the endpoint. Ten thousand runners that lost their control plane come back at two
 /// thousand a second at most.
@@ -98,24 +96,6 @@ pub(crate) enum Unusable {
     Expired,
 }
 
-/// What the rest of the runner sees of the token. Clones share it.
-#[derive(Clone, Debug)]
-pub(crate) struct TokenHandle {
-    latest: watch::Receiver<Option<Token>>,
-    rejected: Arc<watch::Sender<Option<Token>>>,
-}
-
-/// Why there is no other token in place of one that was rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RenewError {
-    /// No source had another one in time; each failure is in the log.
-    #[error("no other token within {}", humantime::format_duration(RENEW_TIMEOUT))]
-    Deadline,
-    /// The runner is ending.
-    #[error("tokens are no longer renewed, as the runner is ending")]
-    Ended,
-}
-
 impl Refresher {
     /// Nothing is fetched yet.
     pub(crate) fn new(
@@ -136,11 +116,7 @@ impl Refresher {
             masker,
             clock,
         };
-        let handle = TokenHandle {
-            latest: receiver,
-            rejected: Arc::new(rejections),
-        };
-        (refresher, handle)
+        (refresher, TokenHandle::new(receiver, rejections))
     }
 
     /// Gets the first token from the first source that answers: the endpoint has a head start of
@@ -465,54 +441,6 @@ impl Refresher {
 fn warn_of(error: &ExchangeError, wait: Duration) {
     let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     warn!(error = %exit::report(error), retry_in_ms, "token fetch failed");
-}
-
-impl TokenHandle {
-    /// A handle without a refresher, for tests of what uses tokens: the sender publishes tokens,
-    /// the receiver shows what was rejected.
-    #[cfg(test)]
-    pub(crate) fn for_tests(
-        first: Option<Token>,
-    ) -> (
-        Self,
-        watch::Sender<Option<Token>>,
-        watch::Receiver<Option<Token>>,
-    ) {
-        let (sender, latest) = watch::channel(first);
-        let (rejected, rejections) = watch::channel(None);
-        let rejected = Arc::new(rejected);
-        (Self { latest, rejected }, sender, rejections)
-    }
-
-    /// The current token, and each that follows. None before the first.
-    pub(crate) fn latest(&self) -> watch::Receiver<Option<Token>> {
-        self.latest.clone()
-    }
-
-    /// Asks for a token other than the one that a server rejected, and waits until there is one:
-    /// no time when it came meanwhile, at most 30 s.
-    ///
-    /// Cancel-safe: the request stands, the next caller profits.
-    ///
-    /// # Errors
-    /// [`RenewError`] when there is none in time.
-    pub(crate) async fn renew(&self, rejected: &Token) -> Result<Token, RenewError> {
-        let other = |token: &Option<Token>| {
-            token
-                .as_ref()
-                .is_some_and(|token| !token.same_secret(rejected))
-        };
-        let mut latest = self.latest.clone();
-        if !other(&latest.borrow()) {
-            self.rejected.send_replace(Some(rejected.clone()));
-        }
-        let found = timeout(RENEW_TIMEOUT, latest.wait_for(other)).await;
-        match found {
-            Ok(Ok(token)) => token.clone().ok_or(RenewError::Ended),
-            Ok(Err(_)) => Err(RenewError::Ended),
-            Err(_) => Err(RenewError::Deadline),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use rustls::RootCertStore;
 
 use super::*;
+use crate::token::handle::{RENEW_TIMEOUT, RenewError};
 
 struct Scene {
     refresher: Refresher,
