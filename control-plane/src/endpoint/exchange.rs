@@ -112,16 +112,13 @@ impl Exchange {
             generation,
         };
         let token = self.issue(&subject).await?;
-        let is_news = match known {
-            Some(known) => known.is_news(&token),
-            None => {
-                let got = token.clone();
-                self.decryptor
-                    .remember(&ciphertext, subject.session, got)
-                    .await;
-                true
-            }
-        };
+        let is_news = known.as_ref().is_none_or(|known| known.is_news(&token));
+        if known.is_none() {
+            let got = token.clone();
+            self.decryptor
+                .remember(&ciphertext, subject.session, got)
+                .await;
+        }
         Ok(Granted { token, is_news })
     }
 

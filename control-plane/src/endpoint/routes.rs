@@ -26,11 +26,12 @@ impl Routes {
     pub(super) async fn answer<B>(&self, source: IpAddr, request: &Request<B>) -> Response {
         let is_get = request.method() == Method::GET;
         match (request.uri().path(), &self.jwks) {
-            ("/token" | "/healthz", _) if !is_get => answer::method_not_allowed(),
-            ("/.well-known/jwks.json", Some(_)) if !is_get => answer::method_not_allowed(),
-            ("/token", _) => self.exchange.answer(source, request.headers()).await,
-            ("/healthz", _) => answer::healthy(),
-            ("/.well-known/jwks.json", Some(jwks)) => answer::jwks(jwks.clone()),
+            ("/token", _) if is_get => self.exchange.answer(source, request.headers()).await,
+            ("/healthz", _) if is_get => answer::healthy(),
+            ("/.well-known/jwks.json", Some(jwks)) if is_get => answer::jwks(jwks.clone()),
+            ("/token" | "/healthz", _) | ("/.well-known/jwks.json", Some(_)) => {
+                answer::method_not_allowed()
+            }
             _ => answer::not_found(),
         }
     }

@@ -171,7 +171,8 @@ async fn the_last_token_serves_while_the_provider_is_down_and_a_new_one_when_it_
 
 #[tokio::test]
 async fn answers_without_a_usable_token_are_told_apart() {
-    let cases: [(Answer, fn(&IssueError) -> bool); 6] = [
+    type Expected = fn(&IssueError) -> bool;
+    let cases: [(Answer, Expected); 6] = [
         (
             Answer::Html,
             |error| matches!(error, IssueError::Malformed { reason, .. } if reason.contains("text/html")),
@@ -233,14 +234,11 @@ async fn expiry_is_what_the_provider_says_else_the_tokens_own() {
         let scene = scene(Duration::from_secs(900), answer).await;
         let token = scene.issue(Duration::from_secs(600)).await.unwrap();
         let left = token.life_left(Clock::system().now()).unwrap();
-        assert!(
-            left <= life && left > life - Duration::from_secs(30),
-            "{left:?}"
-        );
+        assert!(left <= life && left > life / 2, "{left:?}");
         // A JWT's own times are whole seconds.
         let known = scene.issuer.life().unwrap();
         assert!(
-            known <= life && known >= life - Duration::from_secs(1),
+            known <= life && known + Duration::from_secs(1) >= life,
             "{known:?}"
         );
         assert_eq!(scene.idp.requests(), 1);

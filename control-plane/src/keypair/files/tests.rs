@@ -130,7 +130,7 @@ async fn malformed_keys_are_refused_by_name_and_kept() {
             .contains("not text")
     );
     assert!(
-        refusal("private.pem", private[..900].as_bytes(), &[])
+        refusal("private.pem", &private.as_bytes()[..900], &[])
             .await
             .contains("not PEM")
     );
@@ -160,7 +160,7 @@ async fn malformed_keys_are_refused_by_name_and_kept() {
             .contains("not PEM")
     );
     assert!(
-        refusal("private.pem", &[b'x'; 100_000], &[])
+        refusal("private.pem", "x".repeat(100_000).as_bytes(), &[])
             .await
             .contains("too large")
     );
