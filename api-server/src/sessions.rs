@@ -170,7 +170,7 @@ fn set_fields(session: &mut Session, change: SessionChange) -> Result<(), Error>
     check_size(session)
 }
 
-fn set_status(session: &mut Session, change: StatusChange, now: i64) -> Result<(), Error> {
+fn set_status(session: &mut Session, mut change: StatusChange, now: i64) -> Result<(), Error> {
     if let Some(name) = change.phase.as_deref().filter(|name| !name.is_empty()) {
         let to: Phase = name.parse().map_err(|error| {
             let known = Phase::ALL.map(Phase::as_str).join(", ");
@@ -197,9 +197,10 @@ fn set_status(session: &mut Session, change: StatusChange, now: i64) -> Result<(
         }
     }
     let starts = session.sdk_restart_count.unwrap_or_default();
+    // A status that names an older start is late news of a run that is over.
     if change.sdk_restart_count.is_some_and(|count| count < starts) {
-        return Err(Error::Invalid(format!(
-            "sdk_restart_count counts starts and is {starts}; it cannot fall"
+        return Err(Error::WrongPhase(format!(
+            "session was started again: sdk_restart_count is {starts} and cannot fall"
         )));
     }
     check_json(
@@ -208,12 +209,8 @@ fn set_status(session: &mut Session, change: StatusChange, now: i64) -> Result<(
         "array",
         Value::is_array,
     )?;
-    for (field, time) in [
-        ("start_time", &change.start_time),
-        ("completion_time", &change.completion_time),
-    ] {
-        check_time(field, time.as_ref())?;
-    }
+    change.start_time = stored_time("start_time", change.start_time)?;
+    change.completion_time = stored_time("completion_time", change.completion_time)?;
     merge!(change => session: start_time, completion_time, sdk_session_id, sdk_restart_count,
         conditions, reconciled_repos, reconciled_workflow, kube_cr_uid, kube_namespace);
     check_size(session)
@@ -278,18 +275,17 @@ fn check_json(
     }
 }
 
-fn check_time(field: &str, time: Option<&Timestamp>) -> Result<(), Error> {
+/// A time as the database keeps it: so that writing the same one again changes nothing.
+fn stored_time(field: &str, time: Option<Timestamp>) -> Result<Option<Timestamp>, Error> {
     // The years 1 to 9999, which is what RFC 3339 and protobuf can say.
     const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
-    let sound = |time: &Timestamp| {
-        SECONDS.contains(&time.seconds)
-            && (0..1_000_000_000).contains(&time.nanos)
-            && to_micros(time).is_some()
+    let Some(time) = time else {
+        return Ok(None);
     };
-    if time.is_some_and(|time| !sound(time)) {
-        return Err(Error::Invalid(format!("{field} is not a time")));
-    }
-    Ok(())
+    to_micros(&time)
+        .filter(|_| SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos))
+        .map(|micros| Some(from_micros(micros)))
+        .ok_or_else(|| Error::Invalid(format!("{field} is not a time")))
 }
 
 fn check_size(session: &Session) -> Result<(), Error> {

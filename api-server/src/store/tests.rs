@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     auth::access::{Caller, Who},
-    sessions::{Edit, SessionChange},
+    sessions::{Edit, SessionChange, StatusChange},
 };
 
 struct Fixture {
@@ -120,6 +120,26 @@ async fn times_rise_even_when_the_clock_is_set_back() {
     let fixture = open(&database, Clock::manual(noon - Duration::from_hours(2))).await;
     let again = fixture.store.change(rename(&made.id, "c")).await.unwrap();
     assert!(updated_at(&again) > updated_at(&renamed));
+}
+
+#[tokio::test]
+async fn writing_the_same_status_again_changes_nothing() {
+    let fixture = open(&Database::Memory, Clock::system()).await;
+    let made = fixture.store.change(create("a")).await.unwrap();
+    let running = || EditSession {
+        edit: Edit::Status(StatusChange {
+            phase: Some("Running".to_owned()),
+            // Finer than the database keeps it.
+            start_time: Some("2026-01-02T03:04:05.123456789Z".parse().unwrap()),
+            ..StatusChange::default()
+        }),
+        ..rename(&made.id, "")
+    };
+    let once = fixture.store.change(running()).await.unwrap();
+    assert!(updated_at(&once) > updated_at(&made));
+    let twice = fixture.store.change(running()).await.unwrap();
+    assert_eq!(once, twice);
+    assert_eq!(fixture.store.session(&made.id).await.unwrap(), twice);
 }
 
 #[tokio::test]

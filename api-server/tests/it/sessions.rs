@@ -92,6 +92,8 @@ async fn a_life_over_rest() {
         (&again["phase"], &again["sdk_restart_count"]),
         (&json!("Pending"), &json!(1))
     );
+    let late = json!({"phase": "Completed", "sdk_restart_count": 0});
+    assert_eq!(report(late).await.0, 409, "late news of the run before");
     assert!(again.get("completion_time").is_none() && again.get("conditions").is_none());
 
     assert_eq!(server.call(Method::DELETE, &ann, &path, None).await.0, 204);
