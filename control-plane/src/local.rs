@@ -5,54 +5,56 @@
 //! from the sessions, which the next start on that folder adopts.
 
 use std::{
-    io::{self, Write as _},
-    net::{SocketAddr, TcpListener},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use ambient_api_server::{Database, JwksSource, Server, StartError};
+use ambient_api_server::{Database, JwksSource, Server};
 use ambient_shared::{
     api::Api,
-    client::{ClientError, GrpcAddress, grpc_channel, http_client, trust_roots},
+    client::{GrpcAddress, grpc_channel, http_client, trust_roots},
     clock::Clock,
-    exit,
-    rest::BASE,
     resolve::Resolver,
-    tasks::{TaskFailure, Tasks, cancel_on_signal},
-    token::{InvalidToken, Token},
+    rest::BASE,
+    tasks::{Tasks, cancel_on_signal},
+    token::Token,
 };
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 use url::Url;
 
 use crate::{
     backend::{
         Backend,
-        process::{MissingProgram, OpenError, ProcessBackend, ProcessSettings, Programs},
+        process::{ProcessBackend, ProcessSettings, Programs},
     },
     controller::{Controller, ControllerSettings},
-    endpoint::{Endpoint, EndpointError, EndpointSettings, Parts, Standing, StandingOf, lookup::Lookup},
+    endpoint::{Endpoint, EndpointSettings, Parts, Standing, StandingOf, lookup::Lookup},
     issuer::{Issuer, fixed::FixedIssuer, minted::MintedIssuer, oidc::OidcIssuer},
     keypair::{
-        KeypairError, KeypairStore as _, Keys,
+        KeypairStore as _, Keys,
         files::{FOLDER, FileKeypairStore, JWKS},
     },
     reconcile::desired::DesiredSettings,
     refresh::RefreshSettings,
     settings::{IssuerSettings, LocalSettings, Mode},
 };
-use folder::{Addresses, DataDir, DataDirError};
+use addresses::reachable;
+use folder::{Addresses, DataDir};
 
+mod addresses;
 mod conversation;
 pub mod demo;
 mod ending;
+mod error;
 pub mod folder;
 mod follow;
+mod greeting;
 pub mod run;
 pub mod shim;
+
+pub use error::LocalError;
 
 /// `iss` of minted tokens.
 const ISSUER: &str = "ambient-control-plane";
@@ -65,88 +67,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Longest request of our own to our own API server.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long addresses that sessions know are tried, when somebody else has them at the moment.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Why local mode does not start, or ends.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalError {
-    /// The data folder.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// A program of ours.
-    #[error(transparent)]
-    Programs(#[from] MissingProgram),
-    /// The keys.
-    #[error(transparent)]
-    Keys(#[from] KeypairError),
-    /// The API server.
-    #[error(transparent)]
-    Server(#[from] StartError),
-    /// The token endpoint.
-    #[error("the token endpoint cannot start")]
-    Endpoint(#[from] EndpointError),
-    /// An address that running sessions know is taken.
-    #[error("{address}, which running sessions know, is in use; end what uses it")]
-    AddressTaken {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Sessions' folders.
-    #[error(transparent)]
-    Backend(#[from] OpenError),
-    /// Clients of our own API server.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// An address makes no URL.
-    #[error("the API server's address makes no URL")]
-    Url(#[source] url::ParseError),
-    /// The static token.
-    #[error("AMBIENT_API_TOKEN cannot be used")]
-    Token(#[from] InvalidToken),
-    /// A task of the program failed.
-    #[error(transparent)]
-    Task(#[from] TaskFailure),
-    /// The conversation of `local run` broke off.
-    #[error(transparent)]
-    Conversation(#[from] conversation::ConversationError),
-    /// Signals cannot be caught.
-    #[error("cannot catch signals")]
-    Signals(#[source] io::Error),
-}
-
-impl LocalError {
-    /// The exit code that says whose fault it is.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::DataDir(DataDirError::Malformed { .. })
-            | Self::Token(_)
-            | Self::Programs(_) => exit::CONFIG,
-            Self::Keys(error) => match error {
-                KeypairError::Malformed { .. }
-                | KeypairError::Incomplete { .. }
-                | KeypairError::Mismatch { .. } => exit::CONFIG,
-                KeypairError::File { .. } | KeypairError::Generate(_) | KeypairError::CutOff => {
-                    exit::SOFTWARE
-                }
-            },
-            Self::DataDir(DataDirError::InUse(_))
-            | Self::Server(_)
-            | Self::Endpoint(_)
-            | Self::AddressTaken { .. } => exit::UNAVAILABLE,
-            Self::DataDir(DataDirError::File { .. })
-            | Self::Backend(_)
-            | Self::Client(_)
-            | Self::Url(_)
-            | Self::Task(_)
-            | Self::Conversation(_)
-            | Self::Signals(_) => exit::SOFTWARE,
-        }
-    }
-}
 
 /// Runs local mode, and gives the exit code.
 ///
@@ -215,7 +135,7 @@ impl Local {
         let operator_token = data.operator_token()?;
         let (issuer, oidc) = issuer(settings, &keys, &clock)?;
 
-        let asked = asked_addresses(settings, &data).await?;
+        let asked = addresses::asked(settings, &data).await?;
         let service_token = match &settings.issuer {
             // Sessions get this token, so the API server must know it; it makes them, and us,
             // service callers.
@@ -359,42 +279,6 @@ impl Local {
     pub(crate) fn data(&self) -> &DataDir {
         &self.data
     }
-
-    /// Tells people, on stdout, what they need for curl.
-    fn say_how_to_talk(&self) {
-        let token = self.data.operator_token_file();
-        let token = quoted(&token.to_string_lossy());
-        let text = format!(
-            "\
-Ambient runs on this machine. All state is in {data}
-
-  session API     {rest}
-  over gRPC       {grpc}
-  token endpoint  http://{endpoint}/token
-
-Talk with it, in another terminal:
-
-  api={rest}
-  auth=\"Authorization: Bearer $(cat {token})\"
-  curl -sS -H \"$auth\" \"$api/sessions\" -d '{{\"name\": \"first\", \"prompt\": \"Hello\"}}'
-  curl -sS -H \"$auth\" \"$api/sessions\"
-  id=…   # the \"id\" of a session
-  curl -sS -H \"$auth\" \"$api/sessions/$id/messages\" -d '{{\"payload\": \"How are you?\"}}'
-  curl -sS -H \"$auth\" \"$api/sessions/$id/messages\"
-  curl -sS -H \"$auth\" -X POST \"$api/sessions/$id/stop\"
-
-Ctrl-C ends this program. Sessions go on; the next start on that folder finds them.
-",
-            data = self.data.path().display(),
-            rest = self.operator.rest,
-            grpc = reachable(self.addresses.grpc),
-            endpoint = reachable(self.addresses.token),
-        );
-        let mut stdout = io::stdout();
-        // Nobody may be reading it.
-        let _ = stdout.write_all(text.as_bytes());
-        let _ = stdout.flush();
-    }
 }
 
 type Issuers = (Arc<dyn Issuer>, Option<Arc<OidcIssuer>>);
@@ -440,69 +324,6 @@ fn oidc_issuer(
         client_secret.clone(),
         clock.clone(),
     ))
-}
-
-/// Where to listen: where asked, and where nothing is asked, where the last `local` on this folder
-/// listened, since running sessions know those addresses.
-async fn asked_addresses(
-    settings: &LocalSettings,
-    data: &DataDir,
-) -> Result<Addresses, LocalError> {
-    let mut asked = Addresses {
-        rest: settings.api_listen,
-        grpc: settings.grpc_listen,
-        token: settings.token_listen,
-    };
-    let Some(kept) = data.addresses()? else {
-        return Ok(asked);
-    };
-    let needed = sessions_run(data);
-    for (asked, kept) in [
-        (&mut asked.rest, kept.rest),
-        (&mut asked.grpc, kept.grpc),
-        (&mut asked.token, kept.token),
-    ] {
-        if asked.port() == 0 && asked.ip() == kept.ip() {
-            match free(kept, needed).await {
-                Ok(()) => *asked = kept,
-                Err(source) if needed => {
-                    return Err(LocalError::AddressTaken {
-                        address: kept,
-                        source,
-                    });
-                }
-                Err(_) => info!(address = %kept, "address of the last start is in use; another one is taken"),
-            }
-        } else if *asked != kept && needed {
-            warn!(
-                address = %asked,
-                before = %kept,
-                "sessions that run were told the address before; they cannot reach this one"
-            );
-        }
-    }
-    Ok(asked)
-}
-
-/// Whether an address can be bound; waits a little for one that is needed.
-async fn free(address: SocketAddr, needed: bool) -> io::Result<()> {
-    let patience = if needed { ADDRESS_PATIENCE } else { Duration::ZERO };
-    let until = tokio::time::Instant::now() + patience;
-    loop {
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(()),
-            Err(error) if tokio::time::Instant::now() >= until => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-fn sessions_run(data: &DataDir) -> bool {
-    use crate::backend::process::folder::SessionFolder;
-    SessionFolder::all(&data.sessions())
-        .unwrap_or_default()
-        .iter()
-        .any(|folder| folder.is_locked().unwrap_or(true))
 }
 
 fn api_settings(
@@ -566,29 +387,4 @@ fn late(standing: Arc<OnceLock<StandingOf>>) -> StandingOf {
         Some(standing) => standing(id),
         None => Box::pin(std::future::ready(Standing::NotSynced)),
     })
-}
-
-/// The address under which this machine reaches a listener: one on all addresses is reached over
-/// loopback.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = address.ip();
-    if !ip.is_unspecified() {
-        return address;
-    }
-    let loopback = if ip.is_ipv4() {
-        std::net::Ipv4Addr::LOCALHOST.into()
-    } else {
-        std::net::Ipv6Addr::LOCALHOST.into()
-    };
-    SocketAddr::new(loopback, address.port())
-}
-
-/// A text as one word of a shell.
-fn quoted(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
-    if text.bytes().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }

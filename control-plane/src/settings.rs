@@ -3,19 +3,13 @@
 //! The only file that reads the environment. Secrets have no flag: arguments are public. A
 //! variable that is set but empty counts as not set. Every fault is found, not only the first.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use ambient_api_server::JwksSource;
 use ambient_shared::{
     exchange::parse_endpoint,
     session::SessionHash,
-    settings::{InvalidSettings, NoSettings, parse_duration, parse_flag, secret},
+    settings::{InvalidSettings, NoSettings, parse_flag, secret},
     telemetry::{LogFormat, parse_level},
     token::Token,
 };
@@ -23,49 +17,19 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
+use self::values::{
+    default_data_dir, parse_command, parse_interval, parse_listen, parse_ttl, passed_on,
+};
 use crate::{reconcile::desired::AgentIo, refresh::Interval};
 
 mod raw;
+mod values;
 
 /// Life of minted tokens.
 pub const DEFAULT_TOKEN_TTL: Duration = Duration::from_mins(15);
 
-/// Shortest life of minted tokens: their times are whole seconds, and two must pass.
-pub const MIN_TOKEN_TTL: Duration = Duration::from_secs(2);
-
-/// Longest life of minted tokens: a month is no longer short-lived.
-pub const MAX_TOKEN_TTL: Duration = Duration::from_hours(24 * 31);
-
 /// Where REST, gRPC and the token endpoint of `local` listen unless told.
 const DEFAULT_PORTS: [u16; 3] = [8000, 8001, 8080];
-
-/// Variables of this process that sessions' processes get too, when set. Nothing else is passed
-/// on: the environment of a control plane may hold secrets.
-const PASSED_ON: [&str; 20] = [
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "TERM",
-    "TMPDIR",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-    "RUST_BACKTRACE",
-];
-
-/// Addresses that a session reaches without any proxy.
-const LOOPBACK: &str = "127.0.0.1,localhost,::1";
 
 /// What the program is asked to do.
 #[derive(Debug)]
@@ -219,11 +183,7 @@ impl Faults {
         self.0.push(format!("{setting}: {what}"));
     }
 
-    fn check<T, E: std::fmt::Display>(
-        &mut self,
-        setting: &str,
-        result: Result<T, E>,
-    ) -> Option<T> {
+    fn check<T, E: std::fmt::Display>(&mut self, setting: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.add(setting, error)).ok()
     }
 
@@ -274,7 +234,11 @@ fn check(
     if let Some(level) = &flags.runner_log_level {
         faults.check("RUNNER_LOG_LEVEL", parse_level(level));
     }
-    if flags.data_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+    if flags
+        .data_dir
+        .as_ref()
+        .is_some_and(|dir| dir.as_os_str().is_empty())
+    {
         faults.add("--data-dir", "is empty");
     }
     let data_dir = match flags.data_dir {
@@ -346,8 +310,8 @@ fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [SocketAddr;
         ("--grpc-listen", &flags.grpc_listen),
         ("--token-listen", &flags.token_listen),
     ];
-    let mut addresses = DEFAULT_PORTS
-        .map(|port| SocketAddr::from(([127, 0, 0, 1], if serve { port } else { 0 })));
+    let mut addresses =
+        DEFAULT_PORTS.map(|port| SocketAddr::from(([127, 0, 0, 1], if serve { port } else { 0 })));
     for ((flag, text), address) in given.iter().zip(&mut addresses) {
         let Some(text) = text else { continue };
         if let Some(parsed) = faults.check(flag, parse_listen(text)) {
@@ -360,7 +324,10 @@ fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [SocketAddr;
         {
             faults.add(
                 given[later].0,
-                format!("{address} is taken by {}; choose another port", given[earlier].0),
+                format!(
+                    "{address} is taken by {}; choose another port",
+                    given[earlier].0
+                ),
             );
         }
     }
@@ -389,16 +356,17 @@ fn issuer(
     }
     match kind {
         "minted" => minted,
-        "static" => match secrets.api_token {
-            Some(token) => {
-                faults.check("AMBIENT_API_TOKEN", Token::new(token.expose_secret(), None));
-                IssuerSettings::Static { token }
-            }
-            None => {
-                faults.add("AMBIENT_API_TOKEN", "missing; CP_TOKEN_ISSUER=static needs it");
-                minted
-            }
-        },
+        "static" => {
+            let Some(token) = secrets.api_token else {
+                faults.add(
+                    "AMBIENT_API_TOKEN",
+                    "missing; CP_TOKEN_ISSUER=static needs it",
+                );
+                return minted;
+            };
+            faults.check("AMBIENT_API_TOKEN", Token::new(token.expose_secret(), None));
+            IssuerSettings::Static { token }
+        }
         "oidc" => {
             let mut needed = |name: &str, value: &Option<String>| {
                 if value.is_none() {
@@ -435,85 +403,6 @@ fn issuer(
             minted
         }
     }
-}
-
-/// `ADDR:PORT`; `:PORT` and a bare port mean loopback, as nobody asked for more.
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let loopback = |port: &str| {
-        port.parse()
-            .ok()
-            .map(|port: u16| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port))
-    };
-    text.parse()
-        .ok()
-        .or_else(|| loopback(text.strip_prefix(':').unwrap_or(text)))
-        .or_else(|| loopback(text.strip_prefix("localhost:")?))
-        .ok_or_else(|| format!("{text:?} is not an address such as 127.0.0.1:8080"))
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let life = parse_duration(text)?;
-    if life < MIN_TOKEN_TTL {
-        return Err(format!(
-            "{text} is too short; tokens live at least {} s",
-            MIN_TOKEN_TTL.as_secs()
-        ));
-    }
-    if life > MAX_TOKEN_TTL {
-        return Err(format!("{text} is too long; tokens live at most 31 days"));
-    }
-    if life.subsec_nanos() != 0 {
-        return Err(format!("{text} is not a number of whole seconds"));
-    }
-    Ok(life)
-}
-
-fn parse_interval(text: &str) -> Result<Interval, String> {
-    if text.eq_ignore_ascii_case("off") {
-        return Ok(Interval::Off);
-    }
-    match parse_duration(text) {
-        Ok(interval) if interval.is_zero() => Err("must be more than 0; off turns it off".to_owned()),
-        Ok(interval) => Ok(Interval::Every(interval)),
-        Err(_) => Err(format!("{text:?} is neither a duration such as 20s nor off")),
-    }
-}
-
-fn parse_command(text: &str) -> Result<Vec<String>, String> {
-    match serde_json::from_str::<Vec<String>>(text) {
-        Ok(command) if command.first().is_some_and(|program| !program.is_empty()) => Ok(command),
-        Ok(_) => Err("names no program".to_owned()),
-        Err(_) => Err(r#"not a JSON array of strings such as ["my-agent","--flag"]"#.to_owned()),
-    }
-}
-
-/// Where programs of a user keep their state (XDG Base Directory Specification).
-fn default_data_dir(environment: &impl Fn(&str) -> Option<String>) -> Result<PathBuf, String> {
-    let absolute = |name: &str| {
-        environment(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    absolute("XDG_STATE_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".local/state")))
-        .map(|state| state.join("ambient"))
-        .ok_or_else(|| "missing, and neither XDG_STATE_HOME nor HOME is set".to_owned())
-}
-
-fn passed_on(environment: &impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
-    let mut passed: BTreeMap<String, String> = PASSED_ON
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), environment(name)?)))
-        .collect();
-    // All our servers are on loopback, which no proxy reaches.
-    for name in ["NO_PROXY", "no_proxy"] {
-        let value = match environment(name) {
-            Some(hosts) => format!("{hosts},{LOOPBACK}"),
-            None => LOOPBACK.to_owned(),
-        };
-        passed.insert(name.to_owned(), value);
-    }
-    passed
 }
 
 #[cfg(test)]

@@ -8,30 +8,30 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
 use rustix::process::Signal;
-use tokio::{
-    task::{JoinSet, spawn_blocking},
-    time::sleep,
-};
+use tokio::{task::JoinSet, time::sleep};
 use tracing::{info, warn};
 
 use super::{
     Backend, BackendError, Credentials, DesiredRun, Observer, RunState, RunStatus, TokenTimes,
 };
-use folder::{ProgramRecord, RunRecord, SessionFolder};
-use identity::ProcessIdentity;
+use entry::{Entry, blocking, failed, lock};
+use folder::SessionFolder;
 use launch::LaunchError;
 use watch::Sight;
 
+mod entry;
 pub(crate) mod folder;
 pub(crate) mod identity;
 pub(crate) mod launch;
+mod plan;
+mod records;
 pub(crate) mod tree;
 mod watch;
 
@@ -80,16 +80,6 @@ struct Inner {
     observer: Observer,
     clock: Clock,
     entries: Mutex<HashMap<SessionId, Arc<Entry>>>,
-}
-
-/// One session.
-struct Entry {
-    id: SessionId,
-    folder: SessionFolder,
-    /// Held while something is done to the session: one thing at a time.
-    busy: tokio::sync::Mutex<()>,
-    state: Mutex<Option<RunState>>,
-    token: Mutex<Option<TokenTimes>>,
 }
 
 impl ProcessBackend {
@@ -247,7 +237,7 @@ impl ProcessBackend {
             }
         }
         self.inner.write_credentials(&entry, credentials).await?;
-        let record = self.inner.record(&entry.folder, run)?;
+        let record = plan::plan(&self.inner.settings, &entry.folder, run)?;
         let prepare = entry.folder.clone();
         blocking(move || prepare.prepare(&record))
             .await
@@ -310,15 +300,7 @@ impl Inner {
     }
 
     fn add(&self, id: &SessionId, folder: SessionFolder) -> Arc<Entry> {
-        let new = || {
-            Arc::new(Entry {
-                id: id.clone(),
-                folder,
-                busy: tokio::sync::Mutex::new(()),
-                state: Mutex::new(None),
-                token: Mutex::new(None),
-            })
-        };
+        let new = || Arc::new(Entry::new(id.clone(), folder));
         Arc::clone(self.entries().entry(id.clone()).or_insert_with(new))
     }
 
@@ -349,81 +331,6 @@ impl Inner {
             .map_err(|error| failed("write a session's token", error))?;
         *entry.token() = Some(times);
         Ok(())
-    }
-
-    /// How the shim is to start this run.
-    fn record(&self, folder: &SessionFolder, run: &DesiredRun) -> Result<RunRecord, BackendError> {
-        if run.command.is_empty() {
-            return Err(BackendError::Impossible {
-                reason: "AgentCommandMissing",
-                message: "the session has no agent command".to_owned(),
-            });
-        }
-        let mark = uuid::Uuid::new_v4().to_string();
-        let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let common = [
-            (tree::MARK, mark.clone()),
-            ("AMBIENT_BOT_TOKEN_FILE", text(folder.token_mount())),
-            ("AMBIENT_SESSION_KEY_FILE", text(folder.session_key_mount())),
-            (
-                "AMBIENT_SIDECAR_ADDRESSES",
-                text(folder.sidecar_addresses()),
-            ),
-            ("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
-            ("AMBIENT_LOG_FORMAT", "json".to_owned()),
-        ];
-        let of_runner = [
-            ("AMBIENT_TOKEN_FILE", text(folder.token_file())),
-            ("AMBIENT_SPOOL_DIR", text(folder.spool())),
-            ("AMBIENT_TERMINATION_LOG", text(folder.termination_log())),
-            ("AMBIENT_STARTED_FILE", text(folder.started())),
-            ("WORKSPACE_PATH", text(folder.workspace())),
-        ];
-        let of_sidecar = [
-            ("AMBIENT_UPSTREAM_URL", self.settings.upstream.clone()),
-            (
-                "AMBIENT_UPSTREAM_GRPC_URL",
-                self.settings.grpc_upstream.clone(),
-            ),
-        ];
-        let named = |variables: &[(&str, String)]| -> BTreeMap<String, String> {
-            variables
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone()))
-                .collect()
-        };
-        let mut runner = self.settings.environment.clone();
-        runner.extend(run.environment.clone());
-        runner.extend(named(&common));
-        runner.extend(named(&of_runner));
-        let mut sidecar = self.settings.environment.clone();
-        // What people set for the agent is not the sidecar's matter; the log level is.
-        sidecar.extend(
-            run.environment
-                .get_key_value("LOG_LEVEL")
-                .map(|(name, level)| (name.clone(), level.clone())),
-        );
-        sidecar.extend(named(&common));
-        sidecar.extend(named(&of_sidecar));
-        let arguments = std::iter::once("--".to_owned())
-            .chain(run.command.iter().cloned())
-            .collect();
-        let tied_to = self.settings.tied.then(ProcessIdentity::own).transpose();
-        Ok(RunRecord {
-            generation: run.generation,
-            mark,
-            tied_to: tied_to.map_err(|error| failed("identify this process", error))?,
-            runner: ProgramRecord {
-                program: self.settings.programs.runner.clone(),
-                arguments,
-                environment: runner,
-            },
-            sidecar: ProgramRecord {
-                program: self.settings.programs.sidecar.clone(),
-                arguments: Vec::new(),
-                environment: sidecar,
-            },
-        })
     }
 
     /// Keeps the entry's state true until its run has ended.
@@ -469,40 +376,6 @@ impl Inner {
         if changed {
             (self.observer)(&entry.id);
         }
-    }
-}
-
-impl Entry {
-    fn state(&self) -> Option<RunState> {
-        lock(&self.state).clone()
-    }
-
-    fn state_mut(&self) -> MutexGuard<'_, Option<RunState>> {
-        lock(&self.state)
-    }
-
-    fn token(&self) -> MutexGuard<'_, Option<TokenTimes>> {
-        lock(&self.token)
-    }
-
-    /// Signals the shim, if it lives.
-    async fn signal(&self, signal: Signal) -> Result<(), BackendError> {
-        let Some(state) = self.state() else {
-            return Ok(());
-        };
-        let folder = self.folder.clone();
-        blocking(move || {
-            if !folder.is_locked()? {
-                return Ok(());
-            }
-            // A shim that is about to write its record is signalled when asked again.
-            let record = folder
-                .shim(state.generation)?
-                .ok_or_else(|| io::Error::other("the shim is only just starting"))?;
-            record.shim.signal(signal).map(|_| ())
-        })
-        .await
-        .map_err(|error| failed("signal a session's shim", error))
     }
 }
 
@@ -569,28 +442,4 @@ impl std::fmt::Debug for ProcessBackend {
             .field("settings", &self.inner.settings)
             .finish_non_exhaustive()
     }
-}
-
-/// Runs file work off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    match spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(io::Error::other(error)),
-    }
-}
-
-fn failed(
-    action: &'static str,
-    source: impl std::error::Error + Send + Sync + 'static,
-) -> BackendError {
-    BackendError::Failed {
-        action,
-        source: Box::new(source),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -321,7 +321,7 @@ async fn follow_session(
                 }
             }
             Err(error) => {
-                warn!(error = %ambient_shared::exit::report(&error), "cannot read the session")
+                warn!(error = %ambient_shared::exit::report(&error), "cannot read the session");
             }
         }
     }

@@ -58,7 +58,7 @@ const LOG_LINES: usize = 64;
 pub(super) async fn run(settings: &LocalSettings) -> Result<u8, LocalError> {
     let mut line = TimeLine::new();
     let local = Local::bind(settings).await?;
-    line.head(&local);
+    TimeLine::head(&local);
     let backend = local.backend.clone();
     let operator = local.operator.clone();
     let servers = CancellationToken::new();
@@ -147,7 +147,7 @@ async fn watch(
             }
             () = sleep(LOOK) => {}
         }
-        if end.mark.is_none() && end.has_come(&conversation, &backend).await? {
+        if end.mark.is_none() && end.has_come(&conversation, &backend) {
             end.mark = Some(conversation.mark_end().await?);
         }
     }
@@ -193,7 +193,7 @@ impl TimeLine {
         }
     }
 
-    fn head(&self, local: &Local) {
+    fn head(local: &Local) {
         out(&format!(
             "One session on this machine; its tokens live {} s. State is in {}\n",
             TOKEN_TTL.as_secs(),

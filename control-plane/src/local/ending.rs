@@ -69,11 +69,11 @@ impl End {
     }
 
     /// Whether the session has ended, and all its processes with it.
-    pub(super) async fn has_come(
+    pub(super) fn has_come(
         &mut self,
         conversation: &Conversation,
         backend: &ProcessBackend,
-    ) -> Result<bool, LocalError> {
+    ) -> bool {
         let run = backend.run_state(conversation.id());
         let phase_says = self.last_session.as_ref().is_some_and(has_ended);
         match run.map(|run| run.status) {
@@ -81,13 +81,13 @@ impl End {
                 let since = *self.run_ended_at.get_or_insert_with(Instant::now);
                 if !phase_says && since.elapsed() > PHASE_LIMIT {
                     warn!("the session's end was not written to the API server in time");
-                    return Ok(true);
+                    return true;
                 }
-                Ok(phase_says)
+                phase_says
             }
-            Some(RunStatus::Starting | RunStatus::Running { .. }) => Ok(false),
+            Some(RunStatus::Starting | RunStatus::Running { .. }) => false,
             // It failed, or was stopped, before anything was started.
-            None => Ok(phase_says),
+            None => phase_says,
         }
     }
 }
@@ -118,24 +118,19 @@ pub(super) fn exit_code(
     backend: &ProcessBackend,
     session: Option<&proto::Session>,
 ) -> u8 {
-    let state = backend.run_state(conversation.id());
-    match state.map(|state| state.status) {
-        Some(RunStatus::Ended { end, .. }) => match end {
-            RunEnd::Exited { code, message } => {
-                if let Some(message) = message {
-                    // The runner logged it, but perhaps at a level that is not shown.
-                    warn!(code, "{message}");
-                }
-                code
-            }
-            RunEnd::Lost { message } => {
-                error!("{message}");
-                exit::SOFTWARE
-            }
-        },
-        _ => {
-            let conditions = session.and_then(|session| session.conditions.as_deref());
-            error!(conditions, "the session did not run");
+    let status = backend
+        .run_state(conversation.id())
+        .map(|state| state.status);
+    let Some(RunStatus::Ended { end, .. }) = status else {
+        let conditions = session.and_then(|session| session.conditions.as_deref());
+        error!(conditions, "the session did not run");
+        return exit::SOFTWARE;
+    };
+    match end {
+        // The runner's last words were in its log, and so on the terminal.
+        RunEnd::Exited { code, .. } => code,
+        RunEnd::Lost { message } => {
+            error!("{message}");
             exit::SOFTWARE
         }
     }

@@ -124,7 +124,7 @@ async fn converse(
             Some(line) = logs.recv() => show_log(&line),
             () = sleep(LOOK) => {}
         }
-        if end.mark.is_none() && end.has_come(&conversation, &backend).await? {
+        if end.mark.is_none() && end.has_come(&conversation, &backend) {
             end.mark = Some(conversation.mark_end().await?);
         }
     }

@@ -1,4 +1,4 @@
-use super::*;
+use super::{values::LOOPBACK, *};
 
 /// Settings of `ambient-control-plane ARGUMENTS` with this environment (secrets included).
 fn local(arguments: &[&str], variables: &[(&str, &str)]) -> Result<LocalSettings, Vec<String>> {

@@ -8,4 +8,11 @@
 )]
 
 mod endpoint;
+mod feed;
 mod issuers;
+mod local;
+mod process;
+mod real_api;
+mod reconcile;
+mod refresh;
+mod scene;

@@ -119,13 +119,11 @@ pub(crate) async fn launch(
     let mut answer = String::new();
     if let Some(stdout) = shim.stdout.take() {
         let mut stdout = BufReader::new(stdout.take(MAX_ANSWER));
-        match timeout(READY_LIMIT, stdout.read_line(&mut answer)).await {
-            Ok(read) => read?,
-            Err(_) => {
-                shim.start_kill()?;
-                return Err(LaunchError::Silent);
-            }
+        let Ok(read) = timeout(READY_LIMIT, stdout.read_line(&mut answer)).await else {
+            shim.start_kill()?;
+            return Err(LaunchError::Silent);
         };
+        read?;
     }
     match answer.trim() {
         READY => Ok(()),

@@ -1,0 +1,91 @@
+//! How a run's programs are started: arguments and environment. Holds no secret.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use super::{
+    ProcessSettings,
+    entry::failed,
+    folder::{ProgramRecord, RunRecord, SessionFolder},
+    identity::ProcessIdentity,
+    tree::MARK,
+};
+use crate::backend::{BackendError, DesiredRun};
+
+/// How the shim is to start this run.
+///
+/// # Errors
+/// When there is no command, or this process cannot be identified.
+pub(super) fn plan(
+    settings: &ProcessSettings,
+    folder: &SessionFolder,
+    run: &DesiredRun,
+) -> Result<RunRecord, BackendError> {
+    if run.command.is_empty() {
+        return Err(BackendError::Impossible {
+            reason: "AgentCommandMissing",
+            message: "the session has no agent command".to_owned(),
+        });
+    }
+    let mark = uuid::Uuid::new_v4().to_string();
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    let common = [
+        (MARK, mark.clone()),
+        ("AMBIENT_BOT_TOKEN_FILE", text(folder.token_mount())),
+        ("AMBIENT_SESSION_KEY_FILE", text(folder.session_key_mount())),
+        (
+            "AMBIENT_SIDECAR_ADDRESSES",
+            text(folder.sidecar_addresses()),
+        ),
+        ("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+        ("AMBIENT_LOG_FORMAT", "json".to_owned()),
+    ];
+    let of_runner = [
+        ("AMBIENT_TOKEN_FILE", text(folder.token_file())),
+        ("AMBIENT_SPOOL_DIR", text(folder.spool())),
+        ("AMBIENT_TERMINATION_LOG", text(folder.termination_log())),
+        ("AMBIENT_STARTED_FILE", text(folder.started())),
+        ("WORKSPACE_PATH", text(folder.workspace())),
+    ];
+    let of_sidecar = [
+        ("AMBIENT_UPSTREAM_URL", settings.upstream.clone()),
+        ("AMBIENT_UPSTREAM_GRPC_URL", settings.grpc_upstream.clone()),
+    ];
+    let named = |variables: &[(&str, String)]| -> BTreeMap<String, String> {
+        variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
+    };
+    let mut runner = settings.environment.clone();
+    runner.extend(run.environment.clone());
+    runner.extend(named(&common));
+    runner.extend(named(&of_runner));
+    let mut sidecar = settings.environment.clone();
+    // What people set for the agent is not the sidecar's matter; the log level is.
+    sidecar.extend(
+        run.environment
+            .get_key_value("LOG_LEVEL")
+            .map(|(name, level)| (name.clone(), level.clone())),
+    );
+    sidecar.extend(named(&common));
+    sidecar.extend(named(&of_sidecar));
+    let arguments = std::iter::once("--".to_owned())
+        .chain(run.command.iter().cloned())
+        .collect();
+    let tied_to = settings.tied.then(ProcessIdentity::own).transpose();
+    Ok(RunRecord {
+        generation: run.generation,
+        mark,
+        tied_to: tied_to.map_err(|error| failed("identify this process", error))?,
+        runner: ProgramRecord {
+            program: settings.programs.runner.clone(),
+            arguments,
+            environment: runner,
+        },
+        sidecar: ProgramRecord {
+            program: settings.programs.sidecar.clone(),
+            arguments: Vec::new(),
+            environment: sidecar,
+        },
+    })
+}
