@@ -276,12 +276,6 @@ impl Reconciler {
 
     /// Asks the API server what is true of a session.
     async fn confirm(&self, id: &SessionId) -> Result<(), ReconcileError> {
-        if !self.cache.knows(id) && !due::has_anything(self.backend.as_ref(), id) {
-            let here = self.backend.sessions();
-            if !here.contains(id) {
-                return Ok(());
-            }
-        }
         let since = self.cache.revision();
         let answer = match self.remote.get(id).await? {
             // One that we cannot work with exists all the same.
@@ -306,7 +300,9 @@ impl Reconciler {
 
     /// Removes what is left of a deleted session.
     async fn clean_up(&self, id: &SessionId) -> Result<(), ReconcileError> {
-        if !self.cache.is_deleted(id) {
+        // The removal itself is a change that marks it once more.
+        let done = self.cache.is_cleaned(id) && !due::has_anything(self.backend.as_ref(), id);
+        if done || !self.cache.is_deleted(id) {
             return Ok(());
         }
         match self.backend.remove(id).await {

@@ -168,8 +168,10 @@ impl Refresh {
         let list = self.lister.all(&running, limit, |objects| {
             for object in objects {
                 let id = object.metadata.and_then(|it| SessionId::parse(it.id).ok());
-                if let Some(id) = id {
-                    self.consider(&id, &mut seen);
+                let Some(id) = id else { continue };
+                self.consider(&id, &mut seen);
+                if !self.cache.knows(&id) {
+                    self.due.doubt(&id);
                 }
             }
         });

@@ -66,7 +66,7 @@ const DOUBTFUL_RESYNC: Duration = Duration::from_secs(30);
 const WATCH_LAG: Duration = Duration::from_secs(5);
 
 /// Longest row of tries for one page, after which the list starts again.
-const PAGE_PATIENCE: Duration = Duration::from_secs(60);
+const PAGE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often one list reads all pages when they shift under it.
 const MAX_PASSES: u32 = 3;

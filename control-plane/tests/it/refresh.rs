@@ -1,0 +1,291 @@
+//! The refresh ticker: nobody is missed, nobody is written without need.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ambient_control_plane::refresh::Interval;
+use ambient_shared::clock::Clock;
+
+use crate::scene::{Call, Plan, Scene, count, id};
+
+fn name(number: usize) -> String {
+    format!("session-{number:05}")
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Tokens live an hour and are looked at every 20 minutes: the first tick is all there is.
+fn one_tick() -> Plan {
+    Plan {
+        refresh: Interval::Auto,
+        token_life: secs(3600),
+        ..Plan::default()
+    }
+}
+
+#[tokio::test]
+async fn of_1000_sessions_over_10_pages_nobody_is_missed_or_written_twice() {
+    const SESSIONS: usize = 1000;
+    let finished = Arc::new(Mutex::new(Vec::new()));
+    let scene = Scene::start(one_tick(), |api, backend| {
+        for number in 0..SESSIONS {
+            api.create(&name(number), |session| {
+                session.phase = Some("Running".to_owned());
+                session.project_id = Some(format!("project-{}", number % 7));
+            });
+            backend.runs(&name(number), 0);
+            // Every tenth has a fresh token.
+            let left = if number % 10 == 0 { 3500 } else { 60 };
+            backend.has_token(&name(number), secs(3600 - left), secs(left));
+        }
+        api.set(|api| api.page_cap = 100);
+        // While the refresh reads page after page, sessions of the first page finish, so that
+        // those of every later page move to the page before.
+        let finished = Arc::clone(&finished);
+        api.on_page(move |api, phase, page| {
+            if phase != Some("Running") {
+                return;
+            }
+            for number in (page as usize * 5)..(page as usize * 5 + 5) {
+                api.change(&name(number), |it| it.phase = Some("Completed".to_owned()));
+                finished.lock().unwrap().push(number);
+            }
+        });
+    })
+    .await;
+
+    let is_finished = |number: &usize| finished.lock().unwrap().contains(number);
+    scene
+        .until("all pages read and all tokens written", |scene| {
+            let pages = scene.api.ask(|api| api.pages);
+            let written = count(scene.backend.writes());
+            let done = |number| {
+                number % 10 == 0 || is_finished(&number) || written.contains_key(&id(&name(number)))
+            };
+            pages >= 20 && (0..SESSIONS).all(done)
+        })
+        .await;
+    scene.settle("session-sentinel").await;
+
+    let written = count(scene.backend.writes());
+    assert!(
+        written.values().all(|writes| *writes == 1),
+        "written twice without need"
+    );
+    let fresh = (0..SESSIONS).filter(|number| number % 10 == 0);
+    for number in fresh {
+        assert!(
+            !written.contains_key(&id(&name(number))),
+            "{number} was fresh"
+        );
+    }
+    assert_eq!(
+        scene.api.ask(|api| api.restricted),
+        0,
+        "lists were of one project only"
+    );
+    assert_eq!(
+        scene.api.ask(|api| api.lists[&Some("Running".to_owned())]),
+        1
+    );
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn sessions_that_the_cache_has_missed_are_refreshed_too_and_learned_of() {
+    // The feed learns of nothing: its lists fail, and the watch is deaf.
+    let scene = Scene::start(one_tick(), |api, backend| {
+        for number in 0..50 {
+            api.create_in(&name(number), "Running");
+            backend.runs(&name(number), 0);
+            backend.has_token(&name(number), secs(3600), secs(1));
+        }
+        api.set(|api| (api.deaf, api.full_lists_fail, api.page_cap) = (true, true, 10));
+    })
+    .await;
+    scene
+        .until("all written", |scene| {
+            count(scene.backend.writes()).len() == 50
+        })
+        .await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_stay_fresh_while_the_api_server_is_away() {
+    let plan = Plan {
+        refresh: Interval::Auto,
+        token_life: secs(3),
+        lag: Duration::from_millis(200),
+        ..Plan::default()
+    };
+    let scene = Scene::start(plan, |api, backend| {
+        api.set(|api| api.down = true);
+        backend.runs("session-a", 2);
+        backend.has_token("session-a", secs(2), secs(1));
+    })
+    .await;
+    for writes in 1..=4 {
+        scene
+            .until("written", |scene| scene.backend.writes().len() >= writes)
+            .await;
+        let expiry = scene
+            .backend
+            .token("session-a")
+            .unwrap()
+            .expires_at
+            .unwrap();
+        assert!(expiry > Clock::system().now() + secs(1));
+    }
+    assert!(
+        scene
+            .issuer
+            .subjects()
+            .iter()
+            .all(|subject| subject.generation == 2)
+    );
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_is_tried_again_before_the_next_tick() {
+    let scene = Scene::start(one_tick(), |api, backend| {
+        for name in ["session-a", "session-b"] {
+            api.create_in(name, "Running");
+            backend.runs(name, 0);
+            backend.has_token(name, secs(3599), secs(1));
+        }
+        backend.fail_writes("session-a", 3);
+    })
+    .await;
+    scene
+        .until("both written", |scene| {
+            count(scene.backend.writes()).len() == 2
+        })
+        .await;
+    assert_eq!(scene.backend.tries(&Call::Write(id("session-a"))), 4);
+    assert_eq!(scene.backend.tries(&Call::Write(id("session-b"))), 1);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_secret_is_made_again_at_once() {
+    let scene = Scene::start(one_tick(), |_, _| {}).await;
+    scene.settle("session-a").await;
+    assert!(
+        scene.backend.writes().is_empty(),
+        "the start wrote the first token"
+    );
+    scene.backend.lose_token("session-a");
+    scene
+        .until("it is there again", |scene| {
+            scene.backend.token("session-a").is_some()
+        })
+        .await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_are_replaced_in_time_tick_after_tick() {
+    let plan = Plan {
+        refresh: Interval::Auto,
+        token_life: secs(3),
+        lag: Duration::from_millis(100),
+        ..Plan::default()
+    };
+    let scene = Scene::start(plan, |_, _| {}).await;
+    for number in 0..20 {
+        scene.api.create(&name(number), |_| {});
+    }
+    let expired = || {
+        let now = Clock::system().now();
+        let token = |number| scene.backend.token(&name(number));
+        let expiries = (0..20).filter_map(token).filter_map(|it| it.expires_at);
+        expiries.filter(|expiry| *expiry <= now).count()
+    };
+    scene
+        .until("each was renewed three times", |scene| {
+            assert_eq!(expired(), 0);
+            let written = count(scene.backend.writes());
+            (0..20).all(|number| written.get(&id(&name(number))).is_some_and(|it| *it >= 3))
+        })
+        .await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn finished_and_deleted_sessions_get_no_token() {
+    let scene = Scene::start(one_tick(), |api, backend| {
+        api.create_in("session-completed", "Completed");
+        api.create_in("session-running", "Running");
+        for name in ["session-completed", "session-running"] {
+            backend.runs(name, 0);
+            backend.has_token(name, secs(3600), secs(1));
+        }
+        backend.ends("session-completed", 0);
+    })
+    .await;
+    scene
+        .until("the other is written", |scene| {
+            !scene.backend.writes().is_empty()
+        })
+        .await;
+    scene.settle("session-sentinel").await;
+    assert_eq!(scene.backend.writes(), [id("session-running")]);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn new_sessions_and_upkeep_do_not_wait_for_each_other() {
+    let plan = Plan {
+        refresh: Interval::Every(Duration::from_millis(300)),
+        token_life: secs(2),
+        lag: Duration::from_millis(100),
+        ..Plan::default()
+    };
+    let scene = Scene::start(plan, |api, backend| {
+        // Every worker for new sessions hangs in a start.
+        backend.close_gate();
+        for number in 0..50 {
+            api.create(&name(number), |_| {});
+        }
+        api.create_in("session-running", "Running");
+        backend.runs("session-running", 0);
+        backend.has_token("session-running", secs(2), secs(0));
+        api.create_in("session-stopping", "Stopping");
+        backend.runs("session-stopping", 0);
+    })
+    .await;
+    scene
+        .until("tokens are written", |scene| {
+            count(scene.backend.writes()).get(&id("session-running")) >= Some(&2)
+        })
+        .await;
+    let stop = Call::Stop(id("session-stopping"));
+    scene
+        .until("sessions are stopped", |scene| {
+            scene.backend.count(&stop) >= 1
+        })
+        .await;
+    scene.backend.open_gate();
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_ticker_that_is_off_writes_nothing() {
+    let scene = Scene::start(Plan::default(), |api, backend| {
+        api.create_in("session-a", "Running");
+        backend.runs("session-a", 0);
+        backend.has_token("session-a", secs(3600), secs(1));
+    })
+    .await;
+    scene.settle("session-b").await;
+    scene.backend.lose_token("session-b");
+    scene.settle("session-c").await;
+    assert!(scene.backend.writes().is_empty());
+    scene.stop().await;
+}
