@@ -1,4 +1,5 @@
-//! Verified as a stranger would: by the published keys alone.
+//! Verified as a stranger would: by the published keys alone. The clock stands still, as making a
+//! key may take seconds.
 
 use ambient_testing::keypair::RsaKey;
 use aws_lc_rs::rsa::KeySize;
@@ -49,7 +50,7 @@ struct Seen {
     generation: u32,
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_token_verifies_by_the_published_keys_and_says_what_the_contract_says() {
     let (issuer, _) = issuer(900);
     let token = issuer.issue(&subject(3), Duration::ZERO).await.unwrap();
@@ -85,7 +86,7 @@ async fn a_token_verifies_by_the_published_keys_and_says_what_the_contract_says(
     assert!(decode::<Seen>(token.expose(), &other, &rules).is_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_young_token_is_handed_out_again_an_older_one_is_not() {
     let (issuer, clock) = issuer(900);
     let first = issuer.issue(&subject(0), Duration::ZERO).await.unwrap();
@@ -98,7 +99,7 @@ async fn a_young_token_is_handed_out_again_an_older_one_is_not() {
     assert_eq!(later.expires_at(), clock::from_unix_seconds(START + 991));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_needs_more_life_than_a_young_token_has_gets_a_new_one() {
     let (issuer, clock) = issuer(900);
     let first = issuer.issue(&subject(0), Duration::ZERO).await.unwrap();
@@ -113,7 +114,7 @@ async fn who_needs_more_life_than_a_young_token_has_gets_a_new_one() {
     assert_eq!(most.expires_at(), clock::from_unix_seconds(START + 930));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_session_and_each_start_of_it_has_its_own_token() {
     let (issuer, _) = issuer(900);
     let first = issuer.issue(&subject(0), Duration::ZERO).await.unwrap();
@@ -126,7 +127,7 @@ async fn each_session_and_each_start_of_it_has_its_own_token() {
     assert!(!restarted.same_secret(&first) && !other.same_secret(&first));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_clock_that_jumps_back_gets_tokens_of_its_own_time() {
     let (issuer, clock) = issuer(900);
     issuer.issue(&subject(0), Duration::ZERO).await.unwrap();
@@ -135,7 +136,7 @@ async fn a_clock_that_jumps_back_gets_tokens_of_its_own_time() {
     assert_eq!(token.expires_at(), clock::from_unix_seconds(START - 4100));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_shortest_lives_are_whole_seconds() {
     let (two, clock) = issuer(2);
     let first = two

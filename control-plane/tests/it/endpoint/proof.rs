@@ -65,7 +65,8 @@ async fn a_proof_that_is_sent_is_always_checked() {
 async fn only_who_holds_the_key_is_told_that_its_clock_is_off() {
     let scene = Setup::default().start().await;
     let bearer = scene.bearer(ACTIVE);
-    for off in [-61_i64, 61, 100_000] {
+    // The exact edge is a unit test's: here time goes on meanwhile.
+    for off in [-61_i64, 200, 100_000] {
         let seconds = (2_000_000_000 + off).cast_unsigned();
         let then = clock::from_unix_seconds(seconds).unwrap();
         let answer = scene.get(scene.headers_at(ACTIVE, &bearer, then)).await;
