@@ -27,7 +27,7 @@ mod server;
 /// How the endpoint is to be served.
 #[derive(Debug, Clone)]
 pub struct EndpointSettings {
-    /// `CP_TOKEN_LISTEN_ADDR`.
+    /// Where to listen.
     pub listen: SocketAddr,
     /// `CP_ALLOW_UNPROVEN`: tokens for runners that send no proof.
     pub allow_unproven: bool,
@@ -71,7 +71,7 @@ pub enum Standing {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The address is taken, or not ours.
-    #[error("cannot listen on {address}; check CP_TOKEN_LISTEN_ADDR")]
+    #[error("cannot serve tokens on {address}; is the port taken? choose another with --token-listen")]
     Listen {
         /// As asked for.
         address: SocketAddr,
