@@ -28,8 +28,9 @@ pub enum NoSettings {
 /// # Errors
 /// [`NoSettings`] when there is nothing to run with.
 pub fn parse<S: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<S, NoSettings> {
-    let command = without_empty_variables(S::command());
-    let parsed: Result<ArgMatches, clap::Error> = command.clone().try_get_matches_from(arguments);
+    let command = S::command();
+    let parsed: Result<ArgMatches, clap::Error> =
+        without_empty_variables(command.clone()).try_get_matches_from(arguments);
     parsed
         .and_then(|matches| S::from_arg_matches(&matches))
         .map_err(|error| match error.kind() {
