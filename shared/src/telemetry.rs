@@ -57,7 +57,15 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
     if !levels_are_named {
         return Err(broken());
     }
-    EnvFilter::try_new(known).map_err(|_| broken())
+    // notify traces whole paths, and local mode's folders are named by session ids.
+    let lower = known.to_ascii_lowercase();
+    let verbose = lower.contains("trace") || lower.contains("debug");
+    let quiet = if verbose && !lower.contains("notify") {
+        ",notify=info"
+    } else {
+        ""
+    };
+    EnvFilter::try_new(format!("{known}{quiet}")).map_err(|_| broken())
 }
 
 /// Sets up logging for the process.
