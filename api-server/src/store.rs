@@ -14,12 +14,13 @@ mod writer;
 
 use std::{
     fs::{File, TryLockError},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use ambient_shared::clock::Clock;
+use ambient_shared::{clock::Clock, swap::SECRET_FILE};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Row as _, SqlitePool,
     sqlite::{
@@ -150,6 +151,7 @@ impl Store {
                 (pool.clone(), pool)
             }
             Database::File(path) => {
+                private_file(path).map_err(|error| broken(sqlx::Error::Io(error)))?;
                 let options = options.filename(path);
                 let writing = options
                     .clone()
@@ -249,7 +251,7 @@ fn lock(database: &Path) -> Result<File, OpenError> {
         path: path.clone(),
         source,
     };
-    let file = File::create(&path).map_err(failed)?;
+    let file = private_file(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
@@ -257,6 +259,17 @@ fn lock(database: &Path) -> Result<File, OpenError> {
         }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// Opens a file for its owner alone, and makes it if need be. SQLite would make the database
+/// readable for all, and gives its log the mode that the database has.
+fn private_file(path: &Path) -> std::io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(SECRET_FILE)
+        .open(path)
 }
 
 /// Brings the schema up to date, each version in a transaction of its own.
