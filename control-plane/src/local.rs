@@ -82,11 +82,12 @@ pub async fn run(settings: LocalSettings) -> Result<u8, LocalError> {
 
 /// Stays up until a signal; sessions go on.
 async fn serve(settings: &LocalSettings) -> Result<u8, LocalError> {
-    let local = Local::bind(settings).await?;
-    local.say_how_to_talk();
+    // First of all: whoever starts us may stop us before we are up.
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
+    let local = Local::bind(settings).await?;
+    local.say_how_to_talk();
     let data = local.run(shutdown.clone()).await?;
     shutdown.cancel();
     tasks.drain(DRAIN).await?;

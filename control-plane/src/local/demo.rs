@@ -57,13 +57,15 @@ const LOG_LINES: usize = 64;
 /// When it cannot be run, or what carries it breaks.
 pub(super) async fn run(settings: &LocalSettings) -> Result<u8, LocalError> {
     let mut line = TimeLine::new();
+    // First of all: a folder that was made must be removed even after an early Ctrl-C.
+    let interrupts = Interrupts::new()?;
     let local = Local::bind(settings).await?;
     TimeLine::head(&local);
     let backend = local.backend.clone();
     let operator = local.operator.clone();
     let servers = CancellationToken::new();
     let talk = async {
-        let result = watch(&mut line, operator, backend).await;
+        let result = watch(&mut line, operator, backend, interrupts).await;
         servers.cancel();
         result
     };
@@ -76,8 +78,8 @@ async fn watch(
     line: &mut TimeLine,
     operator: Operator,
     backend: Arc<ProcessBackend>,
+    mut interrupts: Interrupts,
 ) -> Result<u8, LocalError> {
-    let mut interrupts = Interrupts::new()?;
     let new = NewSession {
         name: "demo",
         command: None,

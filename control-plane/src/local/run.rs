@@ -45,6 +45,8 @@ pub(super) async fn run(
     io: AgentIo,
     turns: u32,
 ) -> Result<u8, LocalError> {
+    // First of all: a folder that was made must be removed even after an early Ctrl-C.
+    let interrupts = Interrupts::new()?;
     let local = Local::bind(settings).await?;
     let backend = local.backend.clone();
     let operator = local.operator.clone();
@@ -57,7 +59,7 @@ pub(super) async fn run(
     };
     let servers = CancellationToken::new();
     let talk = async {
-        let result = converse(operator, backend, &new).await;
+        let result = converse(operator, backend, &new, interrupts).await;
         servers.cancel();
         result
     };
@@ -71,8 +73,8 @@ async fn converse(
     operator: Operator,
     backend: Arc<ProcessBackend>,
     new: &NewSession,
+    mut interrupts: Interrupts,
 ) -> Result<u8, LocalError> {
-    let mut interrupts = Interrupts::new()?;
     let (conversation, events) = Conversation::begin(operator, new).await?;
     let ended = CancellationToken::new();
     let mut tasks = Tasks::new(ended.clone());
