@@ -32,8 +32,8 @@ demo: ## Run a whole session on this machine, with tokens that live for seconds.
 	$(CARGO) build --locked --bins $(LOCAL)
 	"$(TARGET_DIR)/debug/ambient-control-plane" local --demo
 
-test: ## Build everything and run all tests.
-	$(CARGO) test --locked --workspace $(ARGS)
+test: ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
+	$(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
 
 lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
 
