@@ -74,7 +74,9 @@ impl Cause {
     /// The setting that a client could not be made with.
     pub(crate) fn of_client(error: &ClientError) -> Self {
         match error {
-            ClientError::Certificates { .. } => Self::fault("AMBIENT_GRPC_CA_CERT_FILE", error),
+            ClientError::Certificates { .. } | ClientError::NoCertificate { .. } => {
+                Self::fault("AMBIENT_GRPC_CA_CERT_FILE", error)
+            }
             ClientError::Address { .. } => Self::fault("AMBIENT_GRPC_URL", error),
             ClientError::Http(_) | ClientError::Tls(_) => Self::fault("TLS", error),
         }

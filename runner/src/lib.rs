@@ -215,7 +215,7 @@ async fn sources(settings: &Settings, masker: &Masker, clock: &Clock) -> Result<
             RootCertStore::empty()
         };
         let timeout = exchange::TIMEOUT;
-        let http = client::http_client(&Resolver::system(), roots, timeout)
+        let http = client::http_client_to(url, &Resolver::system(), roots, timeout)
             .map_err(|error| Cause::of_client(&error))?;
         endpoint = Some(Exchange::new(http, url.clone(), bearer, key, clock.clone()));
     }

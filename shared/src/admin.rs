@@ -46,7 +46,8 @@ pub fn routes(metrics: PrometheusHandle, readiness: Readiness) -> Router {
         )
 }
 
-/// Serves [`routes`] until `shutdown`.
+/// Serves [`routes`] until `shutdown`, and then ends at once: a client that never finishes its
+/// request must not hold up the program.
 ///
 /// # Errors
 /// When the listener breaks.
@@ -55,7 +56,8 @@ pub async fn serve(
     routes: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    tokio::select! {
+        served = axum::serve(listener, routes) => served,
+        () = shutdown.cancelled() => Ok(()),
+    }
 }

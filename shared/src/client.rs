@@ -13,7 +13,9 @@ use rustls::{
 };
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
-use crate::resolve::Resolver;
+use url::{Host, Url};
+
+use crate::resolve::{self, Resolver};
 
 /// Longest wait for a connection, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +45,12 @@ pub enum ClientError {
         path: PathBuf,
         /// What is wrong with it.
         source: rustls::pki_types::pem::Error,
+    },
+    /// A CA file or folder is there, but has no certificate in it.
+    #[error("there is no CA certificate in {}", path.display())]
+    NoCertificate {
+        /// The file or folder.
+        path: PathBuf,
     },
     /// The address is not `host:port`.
     #[error("{address:?} is not a gRPC address such as api.example:8001")]
@@ -81,7 +89,11 @@ pub fn trust_roots(extra: Option<&Path>) -> Result<RootCertStore, ClientError> {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     if let Some(path) = extra.filter(|path| path.exists()) {
-        roots.add_parsable_certificates(read_certificates(path)?);
+        let (added, _) = roots.add_parsable_certificates(read_certificates(path)?);
+        if added == 0 {
+            let path = path.to_owned();
+            return Err(ClientError::NoCertificate { path });
+        }
     }
     Ok(roots)
 }
@@ -129,17 +141,25 @@ pub fn tls_config(roots: RootCertStore) -> Result<ClientConfig, ClientError> {
     Ok(config)
 }
 
-/// An HTTP client: no redirects, no proxies but those of the environment, the given time limit
-/// for a whole request.
+/// An HTTP client for the server of one URL: no redirects, the given time limit for a whole
+/// request. Proxies of the environment are used, but never for a server on this machine, which no
+/// proxy reaches: it would only learn our credentials.
 ///
 /// # Errors
 /// When TLS cannot be set up.
-pub fn http_client(
+pub fn http_client_to(
+    server: &Url,
     resolver: &Resolver,
     roots: RootCertStore,
     timeout: Duration,
 ) -> Result<reqwest::Client, ClientError> {
-    Ok(reqwest::Client::builder()
+    let builder = reqwest::Client::builder();
+    let builder = if is_loopback(server) {
+        builder.no_proxy()
+    } else {
+        builder
+    };
+    Ok(builder
         .tls_backend_preconfigured(tls_config(roots)?)
         .dns_resolver(Arc::new(resolver.clone()))
         .redirect(reqwest::redirect::Policy::none())
@@ -147,6 +167,16 @@ pub fn http_client(
         .timeout(timeout)
         .user_agent(concat!("ambient/", env!("CARGO_PKG_VERSION")))
         .build()?)
+}
+
+/// Whether a URL's host is this machine: a loopback address, or a name that is always one.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => resolve::is_localhost(name),
+        None => false,
+    }
 }
 
 /// How to reach a gRPC server.
@@ -196,4 +226,36 @@ pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, Cl
     connector.set_keepalive_retries(Some(TCP_PROBES));
     connector.set_tcp_user_timeout(Some(TCP_UNACKNOWLEDGED));
     Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_on_this_machine_are_known_by_their_url() {
+        let local = |url: &str| is_loopback(&url.parse().unwrap());
+        assert!(local("http://127.0.0.1:8080/token"));
+        assert!(local("http://127.8.9.1/"));
+        assert!(local("https://[::1]:8443/"));
+        assert!(local("http://LOCALHOST./"));
+        assert!(local("http://api.localhost/"));
+        assert!(!local("http://localhost.example/"));
+        assert!(!local("http://10.0.0.1/"));
+    }
+
+    #[test]
+    fn a_ca_file_may_be_missing_but_not_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(trust_roots(Some(&folder.path().join("missing.pem"))).is_ok());
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "nothing here\n").unwrap();
+        for path in [&empty, folder.path()] {
+            let error = trust_roots(Some(path)).unwrap_err();
+            assert!(
+                matches!(error, ClientError::NoCertificate { .. }),
+                "{error}"
+            );
+        }
+    }
 }

@@ -41,12 +41,9 @@ pub fn last_words(program: &str, line: &str) {
 }
 
 /// As [`last_words`], with another termination log. That one is made when it is not there.
-#[expect(
-    clippy::print_stderr,
-    reason = "last words; logging may not be set up yet"
-)]
 pub fn last_words_to(program: &str, line: &str, log: &Path) {
-    eprintln!("{program}: {line}");
+    // Nobody may be left to read it, which is no reason to end in another way.
+    let _ = writeln!(std::io::stderr(), "{program}: {line}");
     write_termination_log(log, line);
 }
 

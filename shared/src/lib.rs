@@ -11,6 +11,7 @@ pub mod client;
 pub mod clock;
 pub mod exchange;
 pub mod exit;
+pub mod harden;
 pub mod phase;
 pub mod proof;
 pub mod proto;

@@ -56,7 +56,7 @@ impl Phase {
         matches!(self, Self::Stopped | Self::Completed | Self::Failed)
     }
 
-    /// May have tokens (design: Pending, Creating, Running, Stopping).
+    /// May have tokens: whatever has not ended.
     pub fn is_active(self) -> bool {
         !self.is_terminal()
     }

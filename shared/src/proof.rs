@@ -18,7 +18,7 @@ use crate::{clock, session::SessionId};
 /// Name of the header that carries a proof.
 pub const HEADER: &str = "x-ambient-session-proof";
 
-/// How far a proof's time may be off, either way (design section 7).
+/// How far a proof's time may be off, either way (contract section 1).
 pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// Bytes of a [`SessionRoot`].

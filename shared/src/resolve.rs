@@ -10,9 +10,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hickory_resolver::{TokioResolver, net::NetError};
@@ -22,14 +22,18 @@ use tower::Service;
 /// Longest wait for name servers.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Says which name servers to ask (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// Resolves names for `reqwest`, `tonic` and `hyper` alike. Clones share the configuration.
 #[derive(Clone)]
 pub struct Resolver(Arc<Shared>);
 
 struct Shared {
     hosts: PathBuf,
-    /// Made when the first name needs it, as many programs only talk to loopback.
-    system: OnceLock<Result<TokioResolver, String>>,
+    /// Made when the first name needs it, as many programs only talk to loopback, and again when
+    /// the system's configuration has changed.
+    system: Mutex<Option<(Option<SystemTime>, TokioResolver)>>,
 }
 
 /// Why a name has no address.
@@ -72,7 +76,7 @@ impl Resolver {
     pub fn with_hosts(hosts: impl Into<PathBuf>) -> Self {
         Self(Arc::new(Shared {
             hosts: hosts.into(),
-            system: OnceLock::new(),
+            system: Mutex::new(None),
         }))
     }
 
@@ -99,17 +103,29 @@ impl Resolver {
         self.ask_name_servers(bare).await
     }
 
+    /// The system's name servers, as it is configured now: laptops change networks.
+    fn name_servers(&self) -> Result<TokioResolver, NetError> {
+        let changed = std::fs::metadata(RESOLV_CONF)
+            .and_then(|file| file.modified())
+            .ok();
+        let mut system = self.0.system.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, resolver)) = &*system
+            && *known == changed
+        {
+            return Ok(resolver.clone());
+        }
+        let resolver =
+            TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build)?;
+        *system = Some((changed, resolver.clone()));
+        Ok(resolver)
+    }
+
     async fn ask_name_servers(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
-        let system = self.0.system.get_or_init(|| {
-            TokioResolver::builder_tokio()
-                .and_then(hickory_resolver::ResolverBuilder::build)
-                .map_err(|error| error.to_string())
-        });
-        let system = system
-            .as_ref()
-            .map_err(|reason| ResolveError::NotConfigured {
+        let system = self
+            .name_servers()
+            .map_err(|error| ResolveError::NotConfigured {
                 name: name.to_owned(),
-                reason: reason.clone(),
+                reason: error.to_string(),
             })?;
         match tokio::time::timeout(LOOKUP_TIMEOUT, system.lookup_ip(name)).await {
             Ok(Ok(found)) => Ok(found.iter().collect()),
@@ -131,7 +147,7 @@ impl Default for Resolver {
 }
 
 /// RFC 6761, section 6.3: `localhost` and names below it are loopback.
-fn is_localhost(name: &str) -> bool {
+pub(crate) fn is_localhost(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost")
 }

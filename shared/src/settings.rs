@@ -34,11 +34,12 @@ pub fn parse<S: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result
     parsed
         .and_then(|matches| S::from_arg_matches(&matches))
         .map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp
-            | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 NoSettings::Asked(error.to_string())
             }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => NoSettings::Invalid(
+                InvalidSettings("a command is missing; --help names them".to_owned()),
+            ),
             _ => NoSettings::Invalid(InvalidSettings(one_line(&command, &error))),
         })
 }

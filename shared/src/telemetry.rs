@@ -1,8 +1,9 @@
 //! Logs on stderr and the Prometheus recorder.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -94,6 +95,17 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
         registry.with(layer).try_init()?;
     }
     Ok(())
+}
+
+/// How often [`upkeep`] empties the histograms' buffers into their buckets.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Keeps the memory of histograms bounded while nobody reads the metrics, until `shutdown`.
+pub async fn upkeep(metrics: PrometheusHandle, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        metrics.run_upkeep();
+    }
 }
 
 /// Sets up the process's metrics and gives what renders them.

@@ -12,10 +12,13 @@ use serde::Deserialize;
 
 use crate::{clock, session::short_digest};
 
-/// Life of a token that says nothing about its expiry (design: runner, refresh).
+/// Life of a token that says nothing about its expiry: that of short-lived tokens in general use.
 pub const ASSUMED_LIFE: Duration = Duration::from_mins(5);
 
-/// Largest token accepted, in bytes (design: sidecar, watch).
+/// Longest life that a token which looks expired on arrival is taken to have.
+const DOUBTFUL_LIFE: Duration = Duration::from_secs(30);
+
+/// Largest token accepted, in bytes: more than any server takes in a header.
 pub const MAX_LENGTH: usize = 64 * 1024;
 
 /// Shortest wait before a refresh: an expired token must not cause a busy loop.
@@ -92,6 +95,15 @@ impl Token {
         self.expires_at
     }
 
+    /// When it expires, as RFC 3339 text in seconds. None also for a time that cannot be written so,
+    /// past the year 9999.
+    pub fn expires_at_text(&self) -> Option<String> {
+        let seconds = i64::try_from(clock::unix_seconds(self.expires_at?)).ok()?;
+        // 9999-12-31T23:59:59Z
+        (seconds <= 253_402_300_799)
+            .then(|| prost_types::Timestamp { seconds, nanos: 0 }.to_string())
+    }
+
     /// Whether it must no longer be used. A token of unknown expiry never expires.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         self.expires_at.is_some_and(|expiry| expiry <= now)
@@ -101,6 +113,11 @@ impl Token {
     pub fn life_left(&self, now: SystemTime) -> Option<Duration> {
         self.expires_at
             .map(|expiry| expiry.duration_since(now).unwrap_or_default())
+    }
+
+    /// From issue to expiry, for a JWT that says both.
+    fn whole_life(&self) -> Option<Duration> {
+        self.expires_at?.duration_since(self.issued_at?).ok()
     }
 
     /// What logs and time lines show in place of the token.
@@ -142,11 +159,17 @@ impl fmt::Debug for TokenHash {
 /// Wait before the next refresh: 4/5 of the life left, less up to a tenth of it at random,
 /// so that runners started together do not refresh together.
 ///
-/// `jitter` is a sample from `0.0..1.0`. Never below [`MIN_REFRESH`], nor so long that it would
-/// outlast the token. No expiry counts as [`ASSUMED_LIFE`].
+/// `jitter` is a sample from `0.0..1.0`. Never below [`MIN_REFRESH`], unless the token would expire
+/// before. No expiry counts as [`ASSUMED_LIFE`]. A token that looks expired on arrival is most
+/// likely good and our clock wrong: it is renewed by its whole life, at most [`DOUBTFUL_LIFE`].
 pub fn refresh_in(token: &Token, now: SystemTime, jitter: f64) -> Duration {
+    let part = 0.8 - 0.1 * jitter.clamp(0.0, 1.0);
     let left = token.life_left(now).unwrap_or(ASSUMED_LIFE);
-    let wait = left.mul_f64(0.8 - 0.1 * jitter.clamp(0.0, 1.0));
+    if left.is_zero() {
+        let whole = token.whole_life().unwrap_or(ASSUMED_LIFE);
+        return whole.min(DOUBTFUL_LIFE).mul_f64(part).max(MIN_REFRESH);
+    }
+    let wait = left.mul_f64(part);
     // A token of 2 s is renewed after 1 s at the latest, not after it has expired.
     wait.max(MIN_REFRESH.min(left.mul_f64(0.5)).max(MIN_REFRESH / 4))
 }
@@ -253,11 +276,34 @@ mod tests {
             refresh_in(&token(900), at(1000), 0.0),
             Duration::from_secs(720)
         );
-        assert!(refresh_in(&token(0), at(2000), 0.3) >= Duration::from_millis(250));
+        // Expired on arrival: never a storm, not even with the least jitter.
+        for jitter in [0.0, 1.0] {
+            let wait = refresh_in(&token(0), at(2000), jitter);
+            assert!(wait >= DOUBTFUL_LIFE / 2, "{wait:?}");
+            let brief = Token::new(&jwt(r#"{"iat":100,"exp":101}"#), None).unwrap();
+            assert!(refresh_in(&brief, at(2000), jitter) >= MIN_REFRESH);
+        }
         assert_eq!(
             refresh_in(&Token::new("opaque", None).unwrap(), at(0), 0.0),
             ASSUMED_LIFE.mul_f64(0.8)
         );
+    }
+
+    #[test]
+    fn expiry_is_written_or_left_out_but_never_a_fault() {
+        let text = |exp: &str| {
+            let token = Token::new(&jwt(&format!(r#"{{"exp":{exp}}}"#)), None).unwrap();
+            token.expires_at_text()
+        };
+        assert_eq!(text("1767323045").unwrap(), "2026-01-02T03:04:05Z");
+        for exp in [
+            "253402300800",
+            "1767323045000",
+            "18446744073709551615",
+            "1e300",
+        ] {
+            assert_eq!(text(exp), None, "{exp}");
+        }
     }
 
     #[test]

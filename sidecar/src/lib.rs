@@ -47,12 +47,15 @@ pub enum RunError {
     /// No runtime, which the machine refuses only when it is out of something.
     #[error("cannot start the async runtime")]
     Runtime(#[source] std::io::Error),
-    /// A port or the address file.
+    /// A port that is asked for, or the address file.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The CA certificates cannot be used, or TLS not be set up.
+    /// The CA certificates cannot be used.
+    #[error("AMBIENT_CA_FILE cannot be used")]
+    CaFile(#[source] ClientError),
+    /// TLS cannot be set up.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(ClientError),
     /// The session id does not fit the control plane's key.
     #[error("cannot encrypt the session id for the token endpoint")]
     Bearer(#[from] BearerError),
@@ -65,9 +68,23 @@ impl RunError {
     /// The exit code that tells this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Telemetry(_) | Self::Client(_) | Self::Bearer(_) => exit::CONFIG,
-            Self::Listen(_) => exit::UNAVAILABLE,
+            Self::Telemetry(_)
+            | Self::Listen(_)
+            | Self::CaFile(_)
+            | Self::Client(_)
+            | Self::Bearer(_) => exit::CONFIG,
             Self::Runtime(_) | Self::Task(_) => exit::SOFTWARE,
+        }
+    }
+}
+
+impl From<ClientError> for RunError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Certificates { .. } | ClientError::NoCertificate { .. } => {
+                Self::CaFile(error)
+            }
+            _ => Self::Client(error),
         }
     }
 }
@@ -112,7 +129,8 @@ pub async fn run(
             key,
         } => {
             let roots = ambient_shared::client::trust_roots(settings.ca_file.as_deref())?;
-            let client = ambient_shared::client::http_client(&resolver, roots, exchange::TIMEOUT)?;
+            let client =
+                ambient_shared::client::http_client_to(&url, &resolver, roots, exchange::TIMEOUT)?;
             let bearer = public_key.encrypt(&session)?;
             let exchange = exchange::Exchange::new(client, url, bearer, key, clock.clone());
             let fetcher = fetch::Fetcher::new(exchange, feed, clock, session.hash());

@@ -5,13 +5,14 @@
 //! seconds. While a source cannot be read its last good keys stay in use.
 
 use std::{
+    io::{self, Read as _},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use ambient_shared::{
-    client::{ClientError, http_client, trust_roots},
+    client::{ClientError, http_client_to, trust_roots},
     clock::Clock,
     exit,
     resolve::Resolver,
@@ -76,12 +77,13 @@ pub(crate) struct Key {
 /// All keys of all sources.
 pub(crate) struct KeyRing {
     sources: Vec<Source>,
-    client: reqwest::Client,
     clock: Clock,
 }
 
 struct Source {
     from: JwksSource,
+    /// For a URL.
+    client: Option<reqwest::Client>,
     signs: Signs,
     keys: RwLock<Vec<Arc<Key>>>,
     /// The last read, if any. Locked during a read, so that there is one at a time.
@@ -123,21 +125,26 @@ impl KeyRing {
         sources: impl IntoIterator<Item = (JwksSource, Signs)>,
         clock: Clock,
     ) -> Result<Self, ClientError> {
-        let client = http_client(&Resolver::system(), trust_roots(None)?, FETCH_LIMIT)?;
+        let resolver = Resolver::system();
+        let client_of = |from: &JwksSource| match from {
+            JwksSource::Url(url) => {
+                http_client_to(url, &resolver, trust_roots(None)?, FETCH_LIMIT).map(Some)
+            }
+            JwksSource::File(_) => Ok(None),
+        };
         let sources = sources
             .into_iter()
-            .map(|(from, signs)| Source {
-                from,
-                signs,
-                keys: RwLock::default(),
-                last: Mutex::default(),
+            .map(|(from, signs)| {
+                Ok(Source {
+                    client: client_of(&from)?,
+                    from,
+                    signs,
+                    keys: RwLock::default(),
+                    last: Mutex::default(),
+                })
             })
-            .collect();
-        Ok(Self {
-            sources,
-            client,
-            clock,
-        })
+            .collect::<Result<_, ClientError>>()?;
+        Ok(Self { sources, clock })
     }
 
     /// The keys of this id; without one, all that a token could be signed with.
@@ -201,9 +208,10 @@ impl Source {
     }
 
     async fn read(&self, ring: &KeyRing, last: &mut Option<LastRead>) -> bool {
-        let read = match &self.from {
-            JwksSource::Url(url) => fetch(&ring.client, url).await,
-            JwksSource::File(path) => read_file(path).await,
+        let read = match (&self.from, &self.client) {
+            (JwksSource::Url(url), Some(client)) => fetch(client, url).await,
+            (JwksSource::Url(_), None) => Err(KeysError::NoKeys),
+            (JwksSource::File(path), _) => read_file(path).await,
         };
         let result = read.and_then(|json| keys_of(&json, self.signs));
         let failed_before = last.is_some_and(|read| !read.succeeded);
@@ -274,6 +282,29 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, KeysError> {
         return Err(KeysError::TooLarge);
     }
     Ok(json)
+}
+
+/// Whether a file is a JWKS that can be used now, before anything is started.
+///
+/// # Errors
+/// On one line, why not.
+pub(crate) fn check_file(path: &Path) -> Result<(), String> {
+    let failed = |source| KeysError::File {
+        path: path.display().to_string(),
+        source,
+    };
+    let read = || {
+        let mut json = Vec::new();
+        let file = std::fs::File::open(path).map_err(failed)?;
+        io::Read::take(file, MAX_SIZE as u64 + 1)
+            .read_to_end(&mut json)
+            .map_err(failed)?;
+        if json.len() > MAX_SIZE {
+            return Err(KeysError::TooLarge);
+        }
+        keys_of(&json, Signs::Both)
+    };
+    read().map(drop).map_err(|error| exit::report(&error))
 }
 
 /// The keys that can verify; others (for encryption, of unknown kinds, secret ones) are passed

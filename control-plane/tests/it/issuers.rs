@@ -43,7 +43,8 @@ async fn scene(life: Duration, answer: Answer) -> Scene {
 }
 
 fn issuer(url: &str, secret: &str) -> Arc<OidcIssuer> {
-    let client = client::http_client(
+    let client = client::http_client_to(
+        &url.parse().unwrap(),
         &Resolver::system(),
         client::trust_roots(None).unwrap(),
         Duration::from_secs(30),

@@ -11,7 +11,7 @@ use ambient_control_plane::{
 };
 use ambient_shared::{
     api::Api,
-    client::{GrpcAddress, grpc_channel, http_client, install_crypto_provider, trust_roots},
+    client::{GrpcAddress, grpc_channel, http_client_to, install_crypto_provider, trust_roots},
     clock::Clock,
     proof::SessionRoot,
     resolve::Resolver,
@@ -19,7 +19,7 @@ use ambient_shared::{
     tasks::TaskFailure,
     token::Token,
 };
-use ambient_testing::DEADLINE;
+use ambient_testing::{DEADLINE, faults::Relay};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -60,6 +60,8 @@ pub struct Plan {
     pub token_life: Duration,
     pub resync: Duration,
     pub lag: Duration,
+    /// Whether gRPC goes through a relay that can be broken.
+    pub relay: bool,
 }
 
 impl Default for Plan {
@@ -69,6 +71,7 @@ impl Default for Plan {
             token_life: Duration::from_secs(3600),
             resync: Duration::from_secs(300),
             lag: Duration::from_secs(1),
+            relay: false,
         }
     }
 }
@@ -81,6 +84,7 @@ pub struct Scene {
     pub cache: SessionCache,
     pub changes: Changes,
     pub shutdown: CancellationToken,
+    pub relay: Option<Relay>,
     running: JoinSet<Result<(), TaskFailure>>,
 }
 
@@ -90,10 +94,16 @@ impl Scene {
         let changes = Changes::default();
         let api = FakeApi::start(Arc::clone(&changes)).await;
         let issuer = Arc::new(FakeIssuer::new(plan.token_life));
+        let relay = if plan.relay {
+            Some(Relay::start(api.grpc_address).await)
+        } else {
+            None
+        };
+        let grpc = relay.as_ref().map_or(api.grpc_address, Relay::address);
         let (controller, _) = controller(
             &plan,
             &format!("http://{}", api.rest_address),
-            &api.grpc_address.to_string(),
+            &grpc.to_string(),
             "service-token",
             &issuer,
         );
@@ -114,6 +124,7 @@ impl Scene {
             cache,
             changes,
             shutdown,
+            relay,
             running,
         }
     }
@@ -155,6 +166,7 @@ pub fn controller(
     issuer: &Arc<FakeIssuer>,
 ) -> (Controller, Api) {
     install_crypto_provider();
+    if std::env::var_os("DBG").is_some() { let _ = ambient_shared::telemetry::init_logs(ambient_shared::telemetry::LogFormat::Text, "ambient_control_plane=debug,h2=debug,tonic=debug,info"); }
     let resolver = Resolver::system();
     let address = GrpcAddress {
         address: grpc.to_owned(),
@@ -165,8 +177,9 @@ pub fn controller(
     let (_, token) = watch::channel(Some(Token::new(token, None).unwrap()));
     let api = Api::new(channel, token.clone());
     let roots = trust_roots(None).unwrap();
-    let http = http_client(&resolver, roots, Duration::from_secs(30)).unwrap();
-    let rest = RestClient::new(http, &rest.parse().unwrap(), token);
+    let rest = rest.parse().unwrap();
+    let http = http_client_to(&rest, &resolver, roots, Duration::from_secs(30)).unwrap();
+    let rest = RestClient::new(http, &rest, token);
     let root = SessionRoot::new([7; 32]);
     let settings = ControllerSettings {
         desired: DesiredSettings {

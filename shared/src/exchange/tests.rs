@@ -37,7 +37,8 @@ fn exchange(url: Url, clock: Clock) -> Exchange {
         .to_public_key_pem(rsa::pkcs8::LineEnding::LF)
         .unwrap();
     let bearer = PublicKey::from_pem(&pem).unwrap().encrypt(&id).unwrap();
-    let client = client::http_client(
+    let client = client::http_client_to(
+        &url,
         &Resolver::system(),
         client::trust_roots(None).unwrap(),
         TIMEOUT,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 use ambient_shared::{
     bearer::PublicKey,
-    client::http_client,
+    client::http_client_to,
     exchange::{TIMEOUT, parse_endpoint},
     resolve::Resolver,
 };
@@ -38,8 +38,9 @@ fn token(text: &str, life: Option<u64>) -> Token {
 fn endpoint(clock: &Clock) -> Exchange {
     let session = SessionId::parse("session-0001").unwrap();
     let key = PublicKey::from_pem(&RsaKey::shared().public_pem()).unwrap();
-    let client = http_client(&Resolver::system(), RootCertStore::empty(), TIMEOUT).unwrap();
     let url = parse_endpoint("http://127.0.0.1:9/token").unwrap();
+    let roots = RootCertStore::empty();
+    let client = http_client_to(&url, &Resolver::system(), roots, TIMEOUT).unwrap();
     let bearer = key.encrypt(&session).unwrap();
     Exchange::new(client, url, bearer, None, clock.clone())
 }
