@@ -201,9 +201,7 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 fn json(token: &Token, hash: &str) -> Response<Body> {
     let answer = Answer {
         token: token.expose(),
-        expires_at: token
-            .expires_at()
-            .map(|expiry| humantime::format_rfc3339_seconds(expiry).to_string()),
+        expires_at: token.expires_at_text(),
         hash,
     };
     let Ok(body) = serde_json::to_vec(&answer) else {

@@ -45,17 +45,17 @@ struct Addresses {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken or not this machine's.
-    #[error("cannot listen on {address} for the {port_of} port")]
+    #[error("{variable}: cannot listen on {address}")]
     Bind {
+        /// The setting that asks for it.
+        variable: &'static str,
         /// As wanted.
         address: SocketAddr,
-        /// Which port.
-        port_of: &'static str,
         /// What the system said.
         source: io::Error,
     },
     /// The address file cannot be written.
-    #[error("cannot write the address file {}", path.display())]
+    #[error("AMBIENT_SIDECAR_ADDRESSES: cannot write {}", path.display())]
     AddressFile {
         /// Its path.
         path: PathBuf,
@@ -71,10 +71,23 @@ pub enum ListenError {
 pub(crate) async fn bind(settings: &Settings) -> Result<Ports, ListenError> {
     let file = settings.address_file.as_deref();
     let kept = file.map(read_kept).unwrap_or_default();
+    let named = |variable| {
+        move |(address, source)| ListenError::Bind {
+            variable,
+            address,
+            source,
+        }
+    };
     let ports = Ports {
-        endpoint: bind_one("endpoint", settings.endpoint_listen, kept.endpoint).await?,
-        proxy: bind_one("proxy", settings.proxy_listen, kept.proxy).await?,
-        admin: bind_one("admin", settings.admin_listen, kept.admin).await?,
+        endpoint: bind_one("endpoint", settings.endpoint_listen, kept.endpoint)
+            .await
+            .map_err(named("AMBIENT_ENDPOINT_LISTEN"))?,
+        proxy: bind_one("proxy", settings.proxy_listen, kept.proxy)
+            .await
+            .map_err(named("AMBIENT_PROXY_LISTEN"))?,
+        admin: bind_one("admin", settings.admin_listen, kept.admin)
+            .await
+            .map_err(named("AMBIENT_ADMIN_LISTEN"))?,
     };
     let addresses = Addresses {
         endpoint: ports.endpoint.local_addr().ok(),
@@ -99,11 +112,12 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Ports, ListenError> {
     Ok(ports)
 }
 
+/// The error comes with the address that was asked for.
 async fn bind_one(
     port_of: &'static str,
     wanted: SocketAddr,
     kept: Option<SocketAddr>,
-) -> Result<TcpListener, ListenError> {
+) -> Result<TcpListener, (SocketAddr, io::Error)> {
     let again =
         kept.filter(|kept| wanted.port() == 0 && kept.port() != 0 && kept.ip() == wanted.ip());
     if let Some(again) = again {
@@ -119,11 +133,7 @@ async fn bind_one(
     }
     TcpListener::bind(wanted)
         .await
-        .map_err(|source| ListenError::Bind {
-            address: wanted,
-            port_of,
-            source,
-        })
+        .map_err(|source| (wanted, source))
 }
 
 /// What an earlier run wrote. Anything else counts as nothing: the file is written anew anyway.

@@ -3,13 +3,14 @@
 
 use std::process::ExitCode;
 
-use ambient_shared::{client, exit, settings::NoSettings, telemetry};
+use ambient_shared::{client, exit, harden, settings::NoSettings, telemetry};
 use ambient_sidecar::{RunError, Settings};
 use tokio_util::sync::CancellationToken;
 
 const PROGRAM: &str = "ambient-sidecar";
 
 fn main() -> ExitCode {
+    harden::no_core_dumps();
     client::install_crypto_provider();
     let settings = match Settings::from_arguments(std::env::args_os()) {
         Ok(settings) => settings,

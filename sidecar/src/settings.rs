@@ -37,10 +37,20 @@ struct Arguments {
     )]
     token_file: PathBuf,
     /// API server that the proxy reaches, such as <https://api.example:8000>.
-    #[arg(long, env = "AMBIENT_UPSTREAM_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "AMBIENT_UPSTREAM_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     upstream: String,
     /// Where the proxy sends gRPC (content type application/grpc). Default: the upstream.
-    #[arg(long, env = "AMBIENT_UPSTREAM_GRPC_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "AMBIENT_UPSTREAM_GRPC_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     grpc_upstream: Option<String>,
     /// Where `GET /token` is served. Loopback only; port 0 takes a free one.
     #[arg(
@@ -99,6 +109,7 @@ struct Arguments {
     #[arg(
         long = "cp-token-url",
         env = "AMBIENT_CP_TOKEN_URL",
+        hide_env_values = true,
         value_name = "URL"
     )]
     token_url: Option<String>,
@@ -106,11 +117,12 @@ struct Arguments {
     #[arg(
         long = "cp-token-public-key",
         env = "AMBIENT_CP_TOKEN_PUBLIC_KEY",
+        hide_env_values = true,
         value_name = "PEM"
     )]
     token_public_key: Option<String>,
     /// Session that the token endpoint is asked for.
-    #[arg(long, env = "SESSION_ID", value_name = "ID")]
+    #[arg(long, env = "SESSION_ID", hide_env_values = true, value_name = "ID")]
     session_id: Option<String>,
     /// File with the session's key, for the token endpoint. Without it no proof is sent.
     #[arg(
@@ -183,6 +195,8 @@ enum Fault {
     SessionKey(String),
     #[error("AMBIENT_BOT_TOKEN_FILE: {0:?} names no file")]
     TokenFile(PathBuf),
+    #[error("AMBIENT_CA_FILE: there is no {}", _0.display())]
+    CaFile(PathBuf),
     #[error("LOG_LEVEL: {0}")]
     LogLevel(telemetry::TelemetryError),
     #[error("{0} and {1} are both {2}")]
@@ -224,6 +238,9 @@ fn check(given: Arguments, faults: &mut Vec<Fault>) -> Option<Settings> {
         Some(text) => upstream("AMBIENT_UPSTREAM_GRPC_URL", text),
         None => rest.clone(),
     };
+    if let Some(path) = given.ca_file.as_ref().filter(|path| !path.exists()) {
+        faults.push(Fault::CaFile(path.clone()));
+    }
     if let Err(fault) = telemetry::parse_level(&given.log_level) {
         faults.push(Fault::LogLevel(fault));
     }

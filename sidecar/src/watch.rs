@@ -29,7 +29,8 @@ use tracing::{debug, info, warn};
 use crate::{metrics as names, tokens::Feed};
 use read::{FolderId, ReadError, folder_id, is_frozen, read_token};
 
-/// How often the file is read, announced or not (design: sidecar, watch).
+/// How often the file is read, announced or not: how late an update may be seen that the system
+/// did not announce, while so few reads cost next to nothing.
 const POLL: Duration = Duration::from_secs(1);
 
 /// From an announcement to the read: a swap is several steps, of which each is announced; and a

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -42,6 +43,22 @@ async fn expiry_is_told_when_known() {
     let scene = Scene::with_token("e30.eyJleHAiOjQxMDI0NDQ4MDB9.sig", NOWHERE).await;
     let answer: Value = scene.token("").send().await.unwrap().json().await.unwrap();
     assert_eq!(answer["expires_at"], "2100-01-01T00:00:00Z");
+}
+
+#[tokio::test]
+async fn an_expiry_that_no_text_can_tell_is_left_out() {
+    let scene = Scene::with_token("one", NOWHERE).await;
+    // The year 10000, milliseconds by mistake, and the most that fits.
+    for exp in [253_402_300_800, 4_102_444_800_000, u64::MAX >> 1, u64::MAX] {
+        let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#));
+        let token = format!("e30.{claims}.sig");
+        scene.mount(&token);
+        scene.serves(&token).await;
+        let answer: Value = scene.token("").send().await.unwrap().json().await.unwrap();
+        assert_eq!(answer["token"], token);
+        assert_eq!(answer.get("expires_at"), None, "{exp}");
+        assert_eq!(scene.readiness().await.0, 200);
+    }
 }
 
 #[tokio::test]

@@ -40,15 +40,22 @@ struct Rules {
     asked: Arc<AtomicUsize>,
     failing: usize,
     life: Duration,
+    /// How far behind the sidecar's clock the endpoint's is.
+    behind: Duration,
 }
 
 impl TokenEndpoint {
     async fn start(failing: usize, life: Duration) -> Self {
+        Self::behind(Duration::ZERO, failing, life).await
+    }
+
+    async fn behind(behind: Duration, failing: usize, life: Duration) -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
         let rules = Rules {
             asked: Arc::clone(&asked),
             failing,
             life,
+            behind,
         };
         let routes = Router::new().route("/token", get(give)).with_state(rules);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -95,7 +102,7 @@ async fn give(State(rules): State<Rules>, headers: HeaderMap) -> Response {
     if number <= rules.failing {
         return (StatusCode::INTERNAL_SERVER_ERROR, "not now").into_response();
     }
-    let expires_at: SystemTime = Clock::system().now() + rules.life;
+    let expires_at: SystemTime = Clock::system().now() - rules.behind + rules.life;
     let expires_at = humantime::format_rfc3339(expires_at).to_string();
     Json(json!({"token": format!("token-{number}"), "expires_at": expires_at})).into_response()
 }
@@ -154,4 +161,26 @@ async fn a_refused_token_is_fetched_again_but_not_in_a_storm() {
     };
     tokio::time::timeout(DEADLINE, accepted).await.unwrap();
     assert_eq!(endpoint.asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn tokens_that_have_expired_on_arrival_are_not_fetched_in_a_storm() {
+    let (behind, life) = (Duration::from_secs(3600), Duration::from_secs(60));
+    let endpoint = TokenEndpoint::behind(behind, 0, life).await;
+    let dir = tempfile::tempdir().unwrap();
+    let scene = Scene::start(endpoint.program(&dir, NOWHERE), dir).await;
+    let arrived = async {
+        while scene.readiness().await.1 != "token has expired\n" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, arrived).await.unwrap();
+    // The clock that is ahead may be ours, and the tokens good.
+    let asked_on = async {
+        while endpoint.asked.load(Ordering::SeqCst) < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let stormed = tokio::time::timeout(Duration::from_secs(2), asked_on).await;
+    assert!(stormed.is_err(), "four times in two seconds");
 }

@@ -5,7 +5,10 @@ use std::{fs, time::Duration};
 use ambient_testing::{DEADLINE, processes::memory, programs::Program};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Instant, timeout},
+};
 
 use crate::{
     scene::{NOWHERE, Scene, mount, program, read},
@@ -120,28 +123,101 @@ async fn bad_settings_are_one_line_and_nothing_is_started() {
     }
 }
 
-#[tokio::test]
-async fn a_ca_file_that_is_none_and_a_port_that_is_taken_end_it() {
+/// Starts a sidecar that must refuse this setting; gives its last words.
+async fn refuses(arguments: &[&str], variable: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
-    let ca = dir.path().join("ca.pem");
-    fs::write(
-        &ca,
-        "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
-    )
-    .unwrap();
-    let mut sidecar = program(&dir, "https://localhost")
-        .arg("--ca-file")
-        .arg(&ca)
-        .start();
-    assert_eq!(sidecar.wait().await.code(), Some(78));
+    let mut sidecar = program(&dir, NOWHERE).args(arguments).start();
+    assert_eq!(sidecar.wait().await.code(), Some(78), "{arguments:?}");
+    let words = sidecar.log().pop().unwrap();
+    assert!(words.contains(variable), "{arguments:?}: {words}");
+    words
+}
 
+#[tokio::test]
+async fn a_ca_file_that_is_missing_or_none_is_a_bad_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let missing = dir.path().join("missing.pem").display().to_string();
+    let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    for path in [
+        missing,
+        file("none.pem", "nothing to see here\n"),
+        file("empty.pem", ""),
+        file("broken.pem", broken),
+    ] {
+        let words = refuses(&["--ca-file", &path], "AMBIENT_CA_FILE").await;
+        assert!(words.contains(&path), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_had_or_told_is_a_bad_setting() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let mut sidecar = program(&dir, NOWHERE)
-        .args(["--proxy-listen", &address])
+    let taken = taken.local_addr().unwrap().to_string();
+    for (flag, variable, value) in [
+        ("--endpoint-listen", "AMBIENT_ENDPOINT_LISTEN", &*taken),
+        ("--proxy-listen", "AMBIENT_PROXY_LISTEN", &*taken),
+        // For documentation, so no machine's (RFC 5737).
+        ("--admin-listen", "AMBIENT_ADMIN_LISTEN", "192.0.2.1:0"),
+        (
+            "--address-file",
+            "AMBIENT_SIDECAR_ADDRESSES",
+            "/dev/null/addresses.json",
+        ),
+    ] {
+        let words = refuses(&[flag, value], variable).await;
+        assert!(words.contains(value), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn half_a_request_to_the_admin_port_does_not_hold_up_the_end() {
+    let mut scene = Scene::with_token("one", NOWHERE).await;
+    let mut half = tokio::net::TcpStream::connect(scene.admin).await.unwrap();
+    half.write_all(b"GET /metrics HTTP/1.1\r\nhost: ")
+        .await
+        .unwrap();
+    // Connections are taken in order: once this one is answered, the other is open.
+    scene.ready().await;
+    scene.sidecar.signal(Signal::SIGTERM);
+    let ended = scene.sidecar.ended_within(Duration::from_secs(5)).await;
+    assert_eq!(ended.expect("ends at once").code(), Some(0));
+    drop(half);
+}
+
+#[tokio::test]
+async fn no_core_dump_holds_a_token() {
+    let scene = Scene::with_token("one", NOWHERE).await;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", scene.sidecar.pid())).unwrap();
+    let core: Vec<&str> = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max core file size"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(core[..2], ["0", "0"]);
+}
+
+#[tokio::test]
+async fn help_shows_no_value_of_the_environment_that_is_somebodys() {
+    let mut sidecar = Program::new("ambient-sidecar")
+        .arg("--help")
+        .env("SESSION_ID", "hunter2-session")
+        .env("AMBIENT_CP_TOKEN_URL", "http://hunter2@cp/token")
+        .env("AMBIENT_CP_TOKEN_PUBLIC_KEY", "hunter2-key")
+        .env("AMBIENT_UPSTREAM_URL", "http://u:hunter2@api")
+        .env("AMBIENT_UPSTREAM_GRPC_URL", "http://u:hunter2@api")
         .start();
-    assert_eq!(sidecar.wait().await.code(), Some(69));
-    assert!(sidecar.log().last().unwrap().contains(&address));
+    assert_eq!(sidecar.wait().await.code(), Some(0));
+    let help = sidecar.output().join("\n");
+    for variable in ["SESSION_ID", "AMBIENT_CP_TOKEN_URL", "AMBIENT_UPSTREAM_URL"] {
+        assert!(help.contains(variable), "{help}");
+    }
+    assert!(!help.contains("hunter2"), "{help}");
 }
 
 #[tokio::test]

@@ -6,8 +6,27 @@ use ambient_testing::programs::Program;
 
 use crate::scene::{NOWHERE, Scene, mount, token_file};
 
+/// Fails with what the machine needs for these tests, rather than with what breaks without it.
+fn assert_namespaces() {
+    let made = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--ipc", "true"])
+        .output();
+    let why = match made {
+        Ok(made) if made.status.success() => return,
+        Ok(made) => String::from_utf8_lossy(&made.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    panic!(
+        "this test needs unshare (util-linux) and leave to make user namespaces: sysctl \
+         user.max_user_namespaces over 0 and, where there is one, \
+         kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; \
+         in a container, a seccomp profile that lets unshare and mount through. Now: {why}"
+    );
+}
+
 /// The sidecar below a shell that first runs `setup` in namespaces of its own.
 fn unshared(flags: &str, setup: &str, token_file: &Path) -> Program {
+    assert_namespaces();
     Program::at("unshare")
         .args(["--user", "--map-root-user", flags, "sh", "-ec"])
         .arg(format!("{setup}\nexec \"$0\" \"$@\""))
