@@ -10,6 +10,9 @@ use http::StatusCode;
 use tonic::{Code, Status};
 use tracing::error;
 
+/// SQLite's `SQLITE_INTERRUPT`: a query was stopped by its time limit.
+const INTERRUPTED: &str = "9";
+
 /// Why a call was not answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -61,7 +64,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Unavailable(&'static str),
     /// The database failed.
-    #[error("the server cannot use its database")]
+    #[error("{}", told(.0))]
     Database(#[from] sqlx::Error),
 }
 
@@ -98,6 +101,7 @@ impl Error {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::SlowWatcher | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Database(error) if is_overload(error) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Database(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -116,6 +120,7 @@ impl Error {
             Self::SlowBody => Code::DeadlineExceeded,
             Self::SlowWatcher => Code::Aborted,
             Self::Unavailable(_) => Code::Unavailable,
+            Self::Database(error) if is_overload(error) => Code::Unavailable,
             Self::Database(_) => Code::Internal,
         }
     }
@@ -133,6 +138,25 @@ impl Error {
         if let Self::Database(_) = self {
             error!(operation_id, reason = %exit::report(self), "call failed");
         }
+    }
+}
+
+/// What a client is told of a database that failed.
+fn told(error: &sqlx::Error) -> &'static str {
+    if is_overload(error) {
+        "the database did not answer in time; try again, or ask for less"
+    } else {
+        "the server cannot use its database"
+    }
+}
+
+/// Whether the database works but is asked for too much: no connection was free in time, or the
+/// query was interrupted at its time limit.
+fn is_overload(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == INTERRUPTED),
+        _ => false,
     }
 }
 

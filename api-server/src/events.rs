@@ -21,7 +21,12 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, metrics, store::Store};
+use crate::{
+    auth::access::{Action, Caller},
+    error::Error,
+    metrics,
+    store::Store,
+};
 
 /// Events that a watcher of objects may be behind: a burst of that many sessions at once is more
 /// than a reader that is alive leaves lying. At most 256 KiB each, and shared by all watchers.
@@ -103,6 +108,8 @@ impl Events {
                 Committed::Session(event) => {
                     if event.kind == EventType::Deleted {
                         self.advance(&event.object.id, Tip::Deleted);
+                    } else {
+                        self.wake(&event.object.id);
                     }
                     let _ = self.0.sessions.send(event);
                 }
@@ -141,7 +148,7 @@ impl Events {
         objects(self.0.settings.subscribe())
     }
 
-    /// Notices from now on when a session gets a message or is deleted.
+    /// Notices from now on when a session gets a message, changes or is deleted.
     pub(crate) fn follow(&self, session_id: &str) -> Follower {
         let mut tips = self.tips();
         let followed = tips
@@ -164,6 +171,13 @@ impl Events {
         }
     }
 
+    /// Has followers look again whether they may still see the session.
+    fn wake(&self, session_id: &str) {
+        if let Some(followed) = self.tips().get(session_id) {
+            followed.tip.send_modify(|_| {});
+        }
+    }
+
     fn tips(&self) -> MutexGuard<'_, HashMap<String, Followed>> {
         self.0.tips.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,11 +193,12 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// All messages after `after`: those that are stored, then each new one, until the session is
-    /// deleted.
+    /// deleted, or is no longer the caller's to see: a session's token ends with its run.
     pub(crate) fn messages(
         mut self,
         store: Store,
         after: i64,
+        caller: Caller,
     ) -> impl Stream<Item = Result<SessionMessage, Error>> {
         let watcher = metrics::watcher(metrics::Watched::Messages);
         try_stream! {
@@ -198,6 +213,11 @@ impl Follower {
                 }
                 loop {
                     let page = store.messages(&self.session_id, cursor, i64::MAX).await?;
+                    if caller.rights_may_end() {
+                        // After the read: what was read, the caller could then still see.
+                        let facts = store.facts(&self.session_id).await?;
+                        caller.check(Action::ReadMessages, &facts)?;
+                    }
                     if page.is_empty() {
                         break;
                     }

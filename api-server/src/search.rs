@@ -20,6 +20,9 @@ use self::{
 /// Longest `search` and `orderBy`, in bytes: longer ones are no query a person or program wrote.
 pub(crate) const MAX_LENGTH: usize = 8 * 1024;
 
+/// Longest pattern of a `like`, in bytes: the work is that length times the column's.
+const MAX_PATTERN: usize = 256;
+
 /// Most values in all conditions together; SQLite binds at most 32,766.
 const MAX_VALUES: usize = 1000;
 
@@ -157,6 +160,9 @@ pub(crate) enum SearchError {
     /// `like` on what is no text.
     #[error("like compares texts; {0} is none")]
     Like(&'static str),
+    /// Longer than [`MAX_PATTERN`].
+    #[error("pattern of like has {0} bytes; at most {MAX_PATTERN} are compared")]
+    Pattern(usize),
 }
 
 impl Filter {

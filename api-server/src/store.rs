@@ -6,6 +6,7 @@
 //! loses nothing that was answered; a machine that loses power may lose the last moments, but
 //! keeps a sound database.
 
+mod files;
 pub(crate) mod messages;
 pub(crate) mod project_settings;
 pub(crate) mod projects;
@@ -13,23 +14,24 @@ pub(crate) mod sessions;
 mod writer;
 
 use std::{
-    fs::{File, TryLockError},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::File,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use ambient_shared::{clock::Clock, swap::SECRET_FILE};
+use ambient_shared::clock::Clock;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Row as _, SqlitePool,
+    AssertSqlSafe, ConnectOptions as _, Row as _, SqliteConnection, SqlitePool,
     sqlite::{
         SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
         SqliteSynchronous,
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
+use self::files::{keep_private, lock, private_file};
 pub(crate) use self::writer::{Change, Transaction, Writer};
 use crate::{
     error::Error,
@@ -46,6 +48,16 @@ const READERS: u32 = 8;
 
 /// Longest wait for a connection or a lock of the database.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest that a reader works from when it is taken: most take a millisecond, and a search over
+/// all texts of many large sessions must not keep the readers from everybody else.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+
+/// SQLite's steps between two looks at the clock: some tens of microseconds.
+const STEPS: i32 = 10_000;
+
+/// Longest that a list takes, with its wait for a connection.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
 
 /// Rows that a connection reads ahead: messages may have a mebibyte each.
 const ROWS_AHEAD: usize = 16;
@@ -89,7 +101,15 @@ pub enum OpenError {
         /// The lock file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A file of the database cannot be kept from other users.
+    #[error("cannot make {} readable by its owner alone", path.display())]
+    Private {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
     },
 }
 
@@ -147,7 +167,9 @@ impl Store {
         let (readers, writer) = match database {
             // Each connection would have a database of its own: so one for all.
             Database::Memory => {
-                let pool = pool(1, options.in_memory(true)).await.map_err(broken)?;
+                let pool = pool(1, options.in_memory(true), Some(READ_LIMIT))
+                    .await
+                    .map_err(broken)?;
                 (pool.clone(), pool)
             }
             Database::File(path) => {
@@ -160,12 +182,16 @@ impl Store {
                     .synchronous(SqliteSynchronous::Normal)
                     .pragma("journal_size_limit", LOG_SIZE);
                 // First the writer: it makes the file that the others open.
-                let writer = pool(1, writing).await.map_err(broken)?;
-                let readers = pool(READERS, options.read_only(true)).await;
+                let writer = pool(1, writing, None).await.map_err(broken)?;
+                let readers = pool(READERS, options.read_only(true), Some(READ_LIMIT)).await;
                 (readers.map_err(broken)?, writer)
             }
         };
         migrate(&writer, path).await?;
+        if let Database::File(path) = database {
+            // Not before it has proved to be a database, and no other file that was named by mistake.
+            keep_private(path)?;
+        }
         let last = last_stamp(&writer).await.map_err(broken)?;
         let (queue, changes) = mpsc::channel(QUEUE);
         let store = Self {
@@ -182,7 +208,28 @@ impl Store {
     }
 
     /// One page of a table, and the size of the whole, as of one moment.
+    ///
+    /// A page is bounded by its number of items alone, as clients count pages by items: 1000
+    /// sessions of 256 KiB each, the most there may be, are 250 MiB. Clients for which that is too
+    /// much ask for smaller pages.
+    ///
+    /// # Errors
+    /// When the database fails, or takes longer than [`LIST_LIMIT`].
     async fn list<T>(
+        &self,
+        table: &'static str,
+        read: fn(&SqliteRow) -> Result<T, sqlx::Error>,
+        filter: &Filter,
+        order: &Order,
+        page: Page,
+    ) -> Result<Listed<T>, Error> {
+        let reading = self.read_page(table, read, filter, order, page);
+        timeout(LIST_LIMIT, reading)
+            .await
+            .unwrap_or(Err(Error::Database(sqlx::Error::PoolTimedOut)))
+    }
+
+    async fn read_page<T>(
         &self,
         table: &'static str,
         read: fn(&SqliteRow) -> Result<T, sqlx::Error>,
@@ -229,8 +276,19 @@ fn with_values<'q>(mut query: Query<'q>, values: &[Value]) -> Query<'q> {
     query
 }
 
-async fn pool(size: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+/// Connections, each of which works no longer than `limit` for whoever takes it.
+async fn pool(
+    size: u32,
+    options: SqliteConnectOptions,
+    limit: Option<Duration>,
+) -> Result<SqlitePool, sqlx::Error> {
     SqlitePoolOptions::new()
+        // When it is new, and each time that it is taken again: also from somebody who did not wait
+        // for the end of a query.
+        .after_connect(move |connection, _| Box::pin(limit_work(connection, limit)))
+        .before_acquire(move |connection, _| {
+            Box::pin(async move { limit_work(connection, limit).await.map(|()| true) })
+        })
         .min_connections(1)
         .max_connections(size)
         .acquire_timeout(BUSY_LIMIT)
@@ -242,34 +300,19 @@ async fn pool(size: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sq
         .await
 }
 
-/// Locks the database for this process. The system lets go of it when the process ends, however.
-fn lock(database: &Path) -> Result<File, OpenError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let failed = |source| OpenError::Lock {
-        path: path.clone(),
-        source,
-    };
-    let file = private_file(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
-            path: database.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
+/// Interrupts whatever the connection does longer than `limit` from now.
+async fn limit_work(
+    connection: &mut SqliteConnection,
+    limit: Option<Duration>,
+) -> Result<(), sqlx::Error> {
+    if let Some(limit) = limit {
+        let until = Instant::now() + limit;
+        connection
+            .lock_handle()
+            .await?
+            .set_progress_handler(STEPS, move || Instant::now() < until);
     }
-}
-
-/// Opens a file for its owner alone, and makes it if need be. SQLite would make the database
-/// readable for all, and gives its log the mode that the database has.
-fn private_file(path: &Path) -> std::io::Result<File> {
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(SECRET_FILE)
-        .open(path)
+    Ok(())
 }
 
 /// Brings the schema up to date, each version in a transaction of its own.

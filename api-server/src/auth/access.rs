@@ -90,6 +90,12 @@ impl Caller {
         matches!(self.who, Who::Administrator(_) | Who::Service(_))
     }
 
+    /// Whether what the caller may see of one session ends while its token is still valid: people's
+    /// and programs' rights depend on nothing that changes.
+    pub(crate) fn rights_may_end(&self) -> bool {
+        matches!(self.who, Who::Session { .. })
+    }
+
     /// Refuses session tokens, where a call is not about one session.
     ///
     /// # Errors

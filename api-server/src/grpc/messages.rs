@@ -53,7 +53,7 @@ pub(super) async fn watch(
     let session = app.store.session(&request.session_id).await?;
     caller.check(Action::ReadMessages, &Facts::of(&session))?;
     let messages = follower
-        .messages(app.store.clone(), request.after_seq)
+        .messages(app.store.clone(), request.after_seq, caller.clone())
         .map(|stored| stored.map(message));
     Ok(answers(app, &caller, messages))
 }

@@ -62,9 +62,9 @@ pub(super) async fn read(
             .and_then(|last| last.trim().parse().ok())
             .ok_or_else(|| Error::Invalid("Last-Event-ID must be a message's seq".to_owned()))?;
     }
-    let messages = app
-        .ends
-        .of(follower.messages(app.store, after), caller.expires_at);
+    let expires_at = caller.expires_at;
+    let messages = follower.messages(app.store, after, caller);
+    let messages = app.ends.of(messages, expires_at);
     // An error ends the stream; the client comes back with the last id that it saw.
     let events = messages
         .take_while(|message| std::future::ready(message.is_ok()))

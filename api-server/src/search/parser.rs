@@ -2,7 +2,7 @@
 
 use prost_types::Timestamp;
 
-use super::{Column, Filter, Kind, MAX_VALUES, SearchError, Value, token::Token};
+use super::{Column, Filter, Kind, MAX_PATTERN, MAX_VALUES, SearchError, Value, token::Token};
 use crate::time::to_micros;
 
 /// Reads `condition (and condition)*`, or nothing.
@@ -88,7 +88,13 @@ impl Parser<'_> {
         if column.kind != Kind::Text {
             return Err(SearchError::Like(column.name));
         }
-        self.compare(column, sql)
+        self.compare(column, sql)?;
+        match self.filter.values.last() {
+            Some(Value::Text(pattern)) if pattern.len() > MAX_PATTERN => {
+                Err(SearchError::Pattern(pattern.len()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn within(&mut self, column: Column, sql: &str) -> Result<(), SearchError> {

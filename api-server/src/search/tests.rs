@@ -168,3 +168,23 @@ proptest! {
         prop_assert_eq!(values, vec![Value::Text(value), Value::Text(other)]);
     }
 }
+
+#[test]
+fn patterns_are_bounded_and_plain_texts_are_not() {
+    let search = |operator: &str, length: usize| {
+        let search = format!("name {operator} '{}'", "%".repeat(length));
+        Filter::parse(crate::store::sessions::COLUMNS, &search)
+    };
+    for operator in ["like", "not like"] {
+        assert!(search(operator, MAX_PATTERN).is_ok());
+        assert_eq!(
+            search(operator, MAX_PATTERN + 1),
+            Err(SearchError::Pattern(MAX_PATTERN + 1))
+        );
+    }
+    assert!(search("=", MAX_PATTERN + 1).is_ok());
+    assert!(matches!(
+        search("=", MAX_LENGTH),
+        Err(SearchError::TooLong(_))
+    ));
+}

@@ -70,6 +70,15 @@ impl Store {
             .map_or_else(|| Err(Error::no_session(id)), |row| Ok(session_of(&row)?))
     }
 
+    /// What decides about access to the session of this id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) async fn facts(&self, id: &str) -> Result<Facts, Error> {
+        let mut connection = self.readers.acquire().await?;
+        load_facts(&mut connection, id).await
+    }
+
     /// One page of the sessions that pass the filter.
     ///
     /// # Errors

@@ -1,10 +1,16 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use ambient_shared::rest::Session;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use super::{
     sessions::{CreateSession, EditSession},
@@ -170,7 +176,7 @@ async fn a_database_of_a_later_version_is_left_alone() {
     fixture.writer.await.unwrap();
     drop(fixture.store);
     let options = SqliteConnectOptions::new().filename(&path);
-    let later = pool(1, options).await.unwrap();
+    let later = pool(1, options, None).await.unwrap();
     sqlx::raw_sql("pragma user_version = 99")
         .execute(&later)
         .await
@@ -178,4 +184,101 @@ async fn a_database_of_a_later_version_is_left_alone() {
     later.close().await;
     let refused = Store::open(&Database::File(path), Clock::system(), Events::new()).await;
     assert!(matches!(refused, Err(OpenError::Newer { found: 99, .. })));
+}
+
+fn modes(folder: &Path) -> Vec<(String, u32)> {
+    let mut modes: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            (entry.file_name().into_string().unwrap(), mode)
+        })
+        .collect();
+    modes.sort();
+    modes
+}
+
+#[tokio::test]
+async fn all_files_are_their_owners_alone_also_those_that_were_not() {
+    let folder = TempDir::new().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let database = Database::File(folder.path().join("ambient.db"));
+    let private: Vec<_> = ["", "-shm", "-wal", ".lock"]
+        .map(|suffix| (format!("ambient.db{suffix}"), 0o600))
+        .into();
+    let fixture = open(&database, Clock::system()).await;
+    fixture.store.change(create("a")).await.unwrap();
+    assert_eq!(modes(folder.path()), private);
+
+    // As they were made once; the log of a server that was killed among them.
+    let copies = TempDir::new().unwrap();
+    fs::set_permissions(copies.path(), Permissions::from_mode(0o755)).unwrap();
+    for (name, _) in &private {
+        let copy = copies.path().join(name);
+        fs::copy(folder.path().join(name), &copy).unwrap();
+        fs::set_permissions(&copy, Permissions::from_mode(0o644)).unwrap();
+    }
+    let database = Database::File(copies.path().join("ambient.db"));
+    let fixture = open(&database, Clock::system()).await;
+    fixture.store.change(create("b")).await.unwrap();
+    assert_eq!(modes(copies.path()), private);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_keeps_its_mode() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("precious.txt");
+    fs::write(&path, "precious".repeat(1000)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let database = Database::File(path.clone());
+    let refused = Store::open(&database, Clock::system(), Events::new()).await;
+    assert!(matches!(refused, Err(OpenError::Sqlite { .. })));
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+}
+
+/// A query that would never end.
+const ENDLESS: &str =
+    "with recursive n (x) as (select 1 union all select x + 1 from n) select count(*) from n";
+
+#[tokio::test]
+async fn a_query_that_takes_too_long_is_interrupted_and_frees_its_connection() {
+    let options = SqliteConnectOptions::new().in_memory(true);
+    let limit = Duration::from_millis(200);
+    let readers = pool(1, options, Some(limit)).await.unwrap();
+    for _ in 0..2 {
+        let interrupted = sqlx::query(ENDLESS).fetch_one(&readers).await;
+        let error = Error::from(interrupted.unwrap_err());
+        assert_eq!(error.rest_status(), 503, "{error:?}");
+        assert_eq!(error.grpc_code(), Code::Unavailable);
+        assert!(error.to_string().contains("in time"), "{error}");
+    }
+    // Also when nobody waits for its end; the next one has all of its own time.
+    let given_up = timeout(limit / 4, sqlx::query(ENDLESS).fetch_one(&readers)).await;
+    given_up.unwrap_err();
+    let row = sqlx::query("select 1").fetch_one(&readers).await.unwrap();
+    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn waiting_for_a_busy_database_has_an_end() {
+    let fixture = open(&Database::Memory, Clock::system()).await;
+    let store = &fixture.store;
+    let _busy = store.readers.acquire().await.unwrap();
+    tokio::time::pause();
+    let filter = Filter::default();
+    let page = Page { number: 1, size: 1 };
+    for error in [
+        store.session("x").await.unwrap_err(),
+        store
+            .sessions(&filter, &Order::default(), page)
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(error.rest_status(), 503, "{error:?}");
+        assert_eq!(error.grpc_code(), Code::Unavailable);
+    }
 }

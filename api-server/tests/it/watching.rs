@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::{task::JoinSet, time::timeout};
 use tonic::{Code, Request};
 
-use crate::server::{OPERATOR, SERVICE, Server, next, push, take, user, user_for};
+use crate::server::{OPERATOR, SERVICE, Server, minted, next, push, take, user, user_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_of_messages_gets_everything_late() {
@@ -353,4 +353,76 @@ async fn messages_come_as_server_sent_events_from_the_last_id() {
         .await;
     let ended = async { while stream.chunk().await.unwrap().is_some() {} };
     timeout(Duration::from_secs(20), ended).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_of_a_session_token_ends_with_the_run_that_it_is_for() {
+    let server = Server::start().await;
+    for (what, changes, expected) in [
+        (
+            "stopped",
+            json!({"phase": "Stopped"}),
+            Code::PermissionDenied,
+        ),
+        ("failed", json!({"phase": "Failed"}), Code::PermissionDenied),
+        (
+            "started again",
+            json!({"sdk_restart_count": 1}),
+            Code::Unauthenticated,
+        ),
+    ] {
+        let session = server
+            .create_session(&user("ann"), json!({"name": "n"}))
+            .await;
+        let path = format!("/sessions/{session}");
+        let status = async |changes| {
+            let (status, answer) = server
+                .patch(SERVICE, &format!("{path}/status"), changes)
+                .await;
+            assert_eq!(status, 200, "{what}: {answer}");
+        };
+        status(json!({"phase": "Running"})).await;
+        let own = minted(&session, 0);
+        let mut watch = server.watch_messages(&own, &session, 0).await.unwrap();
+        let mut creators = server
+            .watch_messages(&user("ann"), &session, 0)
+            .await
+            .unwrap();
+        let mut events = server
+            .request(Method::GET, &own, &format!("{path}/messages"))
+            .header("accept", "text/event-stream")
+            .send()
+            .await
+            .unwrap();
+        // Whatever else changes ends nothing, and what is pushed until the end arrives.
+        status(json!({"phase": "Stopping"})).await;
+        server
+            .push(&own, &session, "assistant", "last words")
+            .await
+            .unwrap();
+        assert_eq!(take(&mut watch, 1).await[0].payload, "last words");
+        let chunk = timeout(DEADLINE, events.chunk()).await.unwrap().unwrap();
+        let chunk = String::from_utf8(chunk.expect("no end").to_vec()).unwrap();
+        assert!(chunk.contains("last words"), "{what}: {chunk}");
+
+        status(changes).await;
+
+        let end = next(&mut watch).await.unwrap_err();
+        assert_eq!(end.code(), expected, "{what}: {end}");
+        let again = server.watch_messages(&own, &session, 0).await;
+        let again = again.unwrap_err();
+        assert_eq!(
+            (end.code(), end.message()),
+            (again.code(), again.message()),
+            "{what}: as a new call"
+        );
+        let ended = async { while events.chunk().await.unwrap().is_some() {} };
+        timeout(DEADLINE, ended).await.expect(what);
+        // People's streams go on.
+        server
+            .push(&user("ann"), &session, "user", "after")
+            .await
+            .unwrap();
+        assert_eq!(take(&mut creators, 2).await[1].payload, "after", "{what}");
+    }
 }
