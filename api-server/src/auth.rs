@@ -56,6 +56,9 @@ pub(crate) struct Auth {
     fixed: Vec<(Digest, Who)>,
     issuers: Vec<String>,
     audiences: Vec<String>,
+    /// The same for tokens by keys that sign session tokens alone.
+    session_issuers: Vec<String>,
+    session_audiences: Vec<String>,
     service_account: Option<String>,
     admins: Vec<String>,
     clock: Clock,
@@ -91,14 +94,21 @@ impl Auth {
                 Who::Administrator(OPERATOR.to_owned()),
             ),
         ];
+        let (issuers, audiences) = (trimmed(&settings.issuer), trimmed(&settings.audience));
+        let of_sessions = |own: &[String], users: &[String]| {
+            let own = trimmed(own);
+            if own.is_empty() { users.to_vec() } else { own }
+        };
         Ok(Self {
             keys: Arc::new(KeyRing::new(sources, clock.clone())?),
             fixed: fixed
                 .into_iter()
                 .filter_map(|(token, who)| Some((fingerprint(token.as_ref()?), who)))
                 .collect(),
-            issuers: trimmed(&settings.issuer),
-            audiences: trimmed(&settings.audience),
+            session_issuers: of_sessions(&settings.session_issuer, &issuers),
+            session_audiences: of_sessions(&settings.session_audience, &audiences),
+            issuers,
+            audiences,
             service_account: settings.service_account.clone(),
             admins: trimmed(&settings.admins),
             clock,
@@ -147,7 +157,7 @@ impl Auth {
             .iter()
             .find_map(|key| Some((verified(token, header.alg, key)?, key.signs)))
             .ok_or_else(|| Error::unauthenticated("token is not signed by a known key"))?;
-        let expires_at = self.check_claims(&claims)?;
+        let expires_at = self.check_claims(&claims, signs)?;
         Ok(Caller {
             who: self.who(&claims, signs)?,
             expires_at: Some(expires_at),
@@ -166,7 +176,7 @@ impl Auth {
         found
     }
 
-    fn check_claims(&self, claims: &Claims) -> Result<SystemTime, Error> {
+    fn check_claims(&self, claims: &Claims, signs: Signs) -> Result<SystemTime, Error> {
         let now = self.clock.now();
         let expires_at = date(claims, "exp")
             .and_then(from_unix_seconds)
@@ -177,10 +187,14 @@ impl Auth {
         if date(claims, "nbf").is_some_and(|from| from > unix_seconds(now) + NOT_BEFORE_LEEWAY) {
             return Err(Error::unauthenticated("token is not valid yet"));
         }
-        if !accepted(&self.issuers, claims.get("iss")) {
+        let (issuers, audiences) = match signs {
+            Signs::Sessions => (&self.session_issuers, &self.session_audiences),
+            Signs::Users | Signs::Both => (&self.issuers, &self.audiences),
+        };
+        if !accepted(issuers, claims.get("iss")) {
             return Err(Error::unauthenticated("token is of another issuer"));
         }
-        if !accepted(&self.audiences, claims.get("aud")) {
+        if !accepted(audiences, claims.get("aud")) {
             return Err(Error::unauthenticated("token is for another audience"));
         }
         Ok(expires_at)

@@ -13,6 +13,8 @@ use clap::{Args, Parser};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
+use crate::auth::keys::check_file;
+
 /// Session API on an embedded database.
 #[derive(Debug, Parser)]
 #[command(name = "ambient-api-server", version)]
@@ -53,6 +55,15 @@ pub struct Settings {
     /// Accepted values of a token's `aud`, with commas between. None: not checked.
     #[arg(long, env = "AMBIENT_JWT_AUDIENCE", value_delimiter = ',')]
     pub audience: Vec<String>,
+    /// Accepted values of `iss` in tokens that a key of `session_jwks` signed, with commas between;
+    /// users' tokens are not compared with these, nor these tokens with `issuer`. None: `issuer` is
+    /// for both.
+    #[arg(long, env = "AMBIENT_SESSION_JWT_ISSUER", value_delimiter = ',')]
+    pub session_issuer: Vec<String>,
+    /// Accepted values of `aud` in tokens that a key of `session_jwks` signed, likewise. None:
+    /// `audience` is for both.
+    #[arg(long, env = "AMBIENT_SESSION_JWT_AUDIENCE", value_delimiter = ',')]
+    pub session_audience: Vec<String>,
     /// From `AMBIENT_API_TOKEN`: who sends it is a service caller.
     #[arg(skip)]
     pub api_token: Option<SecretString>,
@@ -79,6 +90,8 @@ impl Default for Settings {
             session_jwks: Vec::new(),
             issuer: Vec::new(),
             audience: Vec::new(),
+            session_issuer: Vec::new(),
+            session_audience: Vec::new(),
             api_token: None,
             operator_token: None,
             service_account: None,
@@ -183,7 +196,9 @@ impl Arguments {
 }
 
 impl Settings {
-    /// What is wrong with these settings, each on one line that starts with the variable's name.
+    /// Everything that is wrong with these settings, each on one line that starts with the
+    /// variable's name. Looks at the folder of the database and reads files of keys, but makes and
+    /// starts nothing. [`Server::bind`](crate::Server::bind) asks this itself.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.rest_listen == self.grpc_listen && self.rest_listen.port() != 0 {
@@ -213,11 +228,28 @@ impl Settings {
             ("AMBIENT_SESSION_JWKS", &self.session_jwks),
         ] {
             for source in sources {
-                if let JwksSource::File(path) = source
-                    && !path.is_file()
-                {
+                let JwksSource::File(path) = source else {
+                    continue;
+                };
+                let path = path.as_path();
+                if !path.is_file() {
                     faults.push(format!("{variable}: there is no file {}", path.display()));
+                } else if let Err(why) = check_file(path) {
+                    faults.push(format!(
+                        "{variable}: keys of {} cannot be used: {why}",
+                        path.display()
+                    ));
                 }
+            }
+        }
+        for (variable, values) in [
+            ("AMBIENT_SESSION_JWT_ISSUER", &self.session_issuer),
+            ("AMBIENT_SESSION_JWT_AUDIENCE", &self.session_audience),
+        ] {
+            if !values.is_empty() && self.session_jwks.is_empty() {
+                faults.push(format!(
+                    "{variable}: is for keys of AMBIENT_SESSION_JWKS, and there are none"
+                ));
             }
         }
         for (variable, token) in [

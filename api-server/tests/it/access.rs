@@ -1,5 +1,7 @@
 //! Who may do what, over both faces.
 
+use std::sync::Arc;
+
 use ambient_shared::proto::{
     GetSessionRequest, ListProjectsRequest, ListSessionsRequest, UpdateSessionStatusRequest,
     WatchSessionMessagesRequest, WatchSessionsRequest,
@@ -7,11 +9,12 @@ use ambient_shared::proto::{
 };
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tonic::{Code, Request};
 
 use crate::server::{
-    AUDIENCE, ISSUER, OPERATOR, SERVICE, Server, claims, minted, next, now, session_claims,
-    sessions_key, take, user, users_key,
+    AUDIENCE, ISSUER, OPERATOR, SERVICE, SESSION_ISSUER, Server, claims, minted, next, now,
+    session_claims, sessions_key, take, user, users_key,
 };
 
 const INPUT_CLOSED: &str = r#"{"custom_event":"ambient.input-closed"}"#;
@@ -400,4 +403,39 @@ async fn watching_needs_rights_that_session_tokens_lack() {
         .call(Method::DELETE, OPERATOR, &format!("/sessions/{id}"), None)
         .await;
     assert_eq!(next(&mut watch).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn session_tokens_have_an_issuer_and_audience_of_their_own() {
+    let folder = Arc::new(TempDir::new().unwrap());
+    let database = folder.path().join("ambient.db");
+    let environment = [
+        ("AMBIENT_JWT_ISSUER", ISSUER),
+        ("AMBIENT_SESSION_JWT_ISSUER", SESSION_ISSUER),
+        ("AMBIENT_SESSION_JWT_AUDIENCE", "for-sessions"),
+    ];
+    let server = Server::start_with(folder, &database, &environment).await;
+    let id = server
+        .create_session(&user("ann"), json!({"name": "n"}))
+        .await;
+    let path = format!("/sessions/{id}");
+    for (issuer, audience, of_user, of_session) in [
+        (ISSUER, AUDIENCE, 200, 401),
+        (SESSION_ISSUER, AUDIENCE, 401, 401),
+        (ISSUER, "for-sessions", 401, 401),
+        (SESSION_ISSUER, "for-sessions", 401, 200),
+    ] {
+        let with = |mut claims: Value| {
+            claims["iss"] = issuer.into();
+            claims["aud"] = audience.into();
+            claims
+        };
+        let users = users_key().sign_jwt("users-1", &with(claims("ann", 600)));
+        let sessions = sessions_key().sign_jwt("sessions-1", &with(session_claims(&id, 0)));
+        let statuses = [
+            server.get(&users, &path).await.0,
+            server.get(&sessions, &path).await.0,
+        ];
+        assert_eq!(statuses, [of_user, of_session], "{issuer} {audience}");
+    }
 }
