@@ -12,15 +12,16 @@ fn assert_namespaces() {
         .args(["--user", "--map-root-user", "--mount", "--ipc", "true"])
         .output();
     let why = match made {
-        Ok(made) if made.status.success() => return,
-        Ok(made) => String::from_utf8_lossy(&made.stderr).trim().to_owned(),
-        Err(error) => error.to_string(),
+        Ok(made) if made.status.success() => None,
+        Ok(made) => Some(String::from_utf8_lossy(&made.stderr).trim().to_owned()),
+        Err(error) => Some(error.to_string()),
     };
-    panic!(
+    assert!(
+        why.is_none(),
         "this test needs unshare (util-linux) and leave to make user namespaces: sysctl \
          user.max_user_namespaces over 0 and, where there is one, \
          kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; \
-         in a container, a seccomp profile that lets unshare and mount through. Now: {why}"
+         in a container, a seccomp profile that lets unshare and mount through. Now: {why:?}"
     );
 }
 
