@@ -11,12 +11,14 @@ use std::{
 
 use ambient_api_server::{Database, JwksSource, Server};
 use ambient_shared::{
+    admin,
     api::Api,
-    client::{GrpcAddress, grpc_channel, http_client, trust_roots},
+    client::{GrpcAddress, grpc_channel, http_client_to, trust_roots},
     clock::Clock,
     resolve::Resolver,
     rest::BASE,
     tasks::{Tasks, cancel_on_signal},
+    telemetry::MetricsPage,
     token::Token,
 };
 use secrecy::SecretString;
@@ -72,21 +74,21 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// [`LocalError`] says why it cannot start, or what broke.
-pub async fn run(settings: LocalSettings) -> Result<u8, LocalError> {
+pub async fn run(settings: LocalSettings, metrics: MetricsPage) -> Result<u8, LocalError> {
     match settings.mode.clone() {
-        Mode::Serve => serve(&settings).await,
-        Mode::Run { command, io, turns } => run::run(&settings, command, io, turns).await,
-        Mode::Demo => demo::run(&settings).await,
+        Mode::Serve => serve(&settings, metrics).await,
+        Mode::Run { command, io, turns } => run::run(&settings, metrics, command, io, turns).await,
+        Mode::Demo => demo::run(&settings, metrics).await,
     }
 }
 
 /// Stays up until a signal; sessions go on.
-async fn serve(settings: &LocalSettings) -> Result<u8, LocalError> {
+async fn serve(settings: &LocalSettings, metrics: MetricsPage) -> Result<u8, LocalError> {
     // First of all: whoever starts us may stop us before we are up.
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
-    let local = Local::bind(settings).await?;
+    let local = Local::bind(settings, metrics).await?;
     local.say_how_to_talk();
     let data = local.run(shutdown.clone()).await?;
     shutdown.cancel();
@@ -125,7 +127,10 @@ pub(crate) struct Operator {
 }
 
 impl Local {
-    pub(crate) async fn bind(settings: &LocalSettings) -> Result<Self, LocalError> {
+    pub(crate) async fn bind(
+        settings: &LocalSettings,
+        metrics: MetricsPage,
+    ) -> Result<Self, LocalError> {
         let clock = Clock::system();
         let programs = Programs::find()?;
         let data = DataDir::open(settings.data_dir.as_deref())?;
@@ -150,6 +155,9 @@ impl Local {
             clock.clone(),
         )
         .await?;
+        // Beside REST, with the metrics of everything in this process.
+        let admin = admin::routes(metrics, server.readiness());
+        let server = server.with_admin(admin);
 
         // The controller must be told where the endpoint is, and the endpoint asks the
         // controller's cache: it learns of that once both are there.
@@ -186,11 +194,11 @@ impl Local {
                 ca: None,
             },
         )?;
-        let http = http_client(&resolver, trust_roots(None)?, REQUEST_LIMIT)?;
+        let base: Url = rest_url.parse().map_err(LocalError::Url)?;
+        let http = http_client_to(&base, &resolver, trust_roots(None)?, REQUEST_LIMIT)?;
         let (service_sender, service) = watch::channel(Some(service_token));
         let (operator_sender, operator) = watch::channel(Some(operator_token.clone()));
         let api = Api::new(channel.clone(), service.clone());
-        let base: Url = rest_url.parse().map_err(LocalError::Url)?;
         let controller = Controller::new(
             api.clone(),
             crate::sessions::rest::RestClient::new(http.clone(), &base, service),
@@ -317,7 +325,7 @@ fn oidc_issuer(
     client_secret: &SecretString,
     clock: &Clock,
 ) -> Result<OidcIssuer, LocalError> {
-    let client = http_client(&Resolver::system(), trust_roots(None)?, OIDC_LIMIT)?;
+    let client = http_client_to(url, &Resolver::system(), trust_roots(None)?, OIDC_LIMIT)?;
     Ok(OidcIssuer::new(
         client,
         url.clone(),
@@ -335,19 +343,16 @@ fn api_settings(
     service: &Token,
 ) -> ambient_api_server::Settings {
     let secret = |token: &Token| Some(SecretString::from(token.expose().to_owned()));
-    let with_ours = |given: &[String], ours: &str| {
-        // Nothing given means that nothing is checked.
-        let ours = (!given.is_empty()).then(|| ours.to_owned());
-        given.iter().cloned().chain(ours).collect()
-    };
     ambient_api_server::Settings {
         rest_listen: asked.rest,
         grpc_listen: asked.grpc,
         database: Database::File(data.database()),
         jwks: settings.jwks.clone(),
         session_jwks: vec![JwksSource::File(data.path().join(FOLDER).join(JWKS))],
-        issuer: with_ours(&settings.jwt_issuers, ISSUER),
-        audience: with_ours(&settings.jwt_audiences, AUDIENCE),
+        session_issuer: vec![ISSUER.to_owned()],
+        session_audience: vec![AUDIENCE.to_owned()],
+        issuer: settings.jwt_issuers.clone(),
+        audience: settings.jwt_audiences.clone(),
         api_token: secret(service),
         operator_token: secret(operator),
         service_account: settings.service_account.clone(),

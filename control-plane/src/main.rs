@@ -51,7 +51,8 @@ fn local(settings: LocalSettings) -> anyhow::Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(local::run(settings));
+    let metrics = telemetry::init_metrics()?;
+    let ended = runtime.block_on(local::run(settings, metrics));
     // A thread that waits for a line on stdin is not waited for.
     runtime.shutdown_background();
     Ok(ended?)

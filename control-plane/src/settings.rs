@@ -159,7 +159,7 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoS
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let mut faults = Faults::default();
     let log = LogSettings {
-        level: parsed.log.log_level,
+        level: parsed.log.log_level.unwrap_or_default(),
         format: parsed.log.log_format,
     };
     faults.check("LOG_LEVEL", parse_level(&log.level));

@@ -14,9 +14,12 @@ use std::{
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
+use metrics::{counter, gauge};
 use rustix::process::Signal;
 use tokio::{task::JoinSet, time::sleep};
 use tracing::{info, warn};
+
+use crate::metrics::{PROCESS_STARTS, PROCESSES};
 
 use super::{
     Backend, BackendError, Credentials, DesiredRun, Observer, RunState, RunStatus, TokenTimes,
@@ -123,11 +126,7 @@ impl ProcessBackend {
 
     /// Whether the shim of any session lives.
     pub fn any_alive(&self) -> bool {
-        self.inner.entries().values().any(|entry| {
-            entry
-                .state()
-                .is_some_and(|state| !matches!(state.status, RunStatus::Ended { .. }))
-        })
+        self.inner.entries().values().any(|entry| entry.is_alive())
     }
 
     /// The session's folder.
@@ -245,6 +244,8 @@ impl ProcessBackend {
         let environment = self.inner.settings.environment.iter();
         let launched =
             launch::launch(&self.inner.settings.programs, &entry.folder, environment).await;
+        let result = if launched.is_ok() { "ok" } else { "failed" };
+        counter!(PROCESS_STARTS, "result" => result).increment(1);
         match launched {
             Ok(()) => {}
             Err(LaunchError::Locked) => return Err(BackendError::StillEnding),
@@ -255,6 +256,7 @@ impl ProcessBackend {
             generation: run.generation,
             status: RunStatus::Starting,
         });
+        self.inner.count();
         self.watch(Arc::clone(&entry));
         Ok(())
     }
@@ -265,10 +267,7 @@ impl ProcessBackend {
         };
         let _busy = entry.busy.lock().await;
         self.look_again(&entry).await?;
-        if entry
-            .state()
-            .is_some_and(|state| !matches!(state.status, RunStatus::Ended { .. }))
-        {
+        if entry.is_alive() {
             entry.signal(Signal::TERM).await?;
             return Err(BackendError::StillEnding);
         }
@@ -366,6 +365,13 @@ impl Inner {
         }
     }
 
+    /// Publishes how many shims live.
+    fn count(&self) {
+        let alive = self.entries().values().filter(|it| it.is_alive()).count();
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^52 sessions")]
+        gauge!(PROCESSES).set(alive as f64);
+    }
+
     fn set(&self, entry: &Entry, state: Option<RunState>) {
         let changed = {
             let mut known = entry.state_mut();
@@ -374,6 +380,7 @@ impl Inner {
             changed
         };
         if changed {
+            self.count();
             (self.observer)(&entry.id);
         }
     }

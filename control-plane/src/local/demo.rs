@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use ambient_shared::{exit, phase::Phase, proto, proto::SessionMessage, tasks::Tasks};
+use ambient_shared::{
+    exit, phase::Phase, proto, proto::SessionMessage, tasks::Tasks, telemetry::MetricsPage,
+};
 use serde_json::Value;
 use tokio::{
     sync::mpsc,
@@ -55,11 +57,14 @@ const LOG_LINES: usize = 64;
 ///
 /// # Errors
 /// When it cannot be run, or what carries it breaks.
-pub(super) async fn run(settings: &LocalSettings) -> Result<u8, LocalError> {
+pub(super) async fn run(
+    settings: &LocalSettings,
+    metrics: MetricsPage,
+) -> Result<u8, LocalError> {
     let mut line = TimeLine::new();
     // First of all: a folder that was made must be removed even after an early Ctrl-C.
     let interrupts = Interrupts::new()?;
-    let local = Local::bind(settings).await?;
+    let local = Local::bind(settings, metrics).await?;
     TimeLine::head(&local);
     let backend = local.backend.clone();
     let operator = local.operator.clone();

@@ -6,7 +6,7 @@
 
 use std::{io::Write as _, path::PathBuf, sync::Arc};
 
-use ambient_shared::{exit, proto::SessionMessage, tasks::Tasks};
+use ambient_shared::{exit, proto::SessionMessage, tasks::Tasks, telemetry::MetricsPage};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -41,13 +41,14 @@ const BRIEF: usize = 200;
 /// When it cannot be run, or what carries it breaks.
 pub(super) async fn run(
     settings: &LocalSettings,
+    metrics: MetricsPage,
     command: Vec<String>,
     io: AgentIo,
     turns: u32,
 ) -> Result<u8, LocalError> {
     // First of all: a folder that was made must be removed even after an early Ctrl-C.
     let interrupts = Interrupts::new()?;
-    let local = Local::bind(settings).await?;
+    let local = Local::bind(settings, metrics).await?;
     let backend = local.backend.clone();
     let operator = local.operator.clone();
     let new = NewSession {

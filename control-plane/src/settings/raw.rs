@@ -16,10 +16,10 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Args)]
 pub(super) struct Log {
-    /// Log level: error, warn, info, debug, trace, or a list such as `info,tower=debug`. `local
-    /// run` and `--demo` log warnings only, unless told.
-    #[arg(long, global = true, env = "LOG_LEVEL", default_value = "")]
-    pub(super) log_level: String,
+    /// Log level: error, warn, info, debug, trace, or a list such as `info,tower=debug` [default:
+    /// info; warn for `run` and `--demo`].
+    #[arg(long, global = true, env = "LOG_LEVEL", value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
     /// Log lines for people (text), for machines (json), or by whether stderr is a terminal.
     #[arg(
         long,

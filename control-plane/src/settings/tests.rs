@@ -19,7 +19,7 @@ fn local(arguments: &[&str], variables: &[(&str, &str)]) -> Result<LocalSettings
         oidc_client_secret: environment("OIDC_CLIENT_SECRET").map(Into::into),
     };
     let log = LogSettings {
-        level: parsed.log.log_level,
+        level: parsed.log.log_level.unwrap_or_default(),
         format: parsed.log.log_format,
     };
     let mut faults = Faults::default();

@@ -9,6 +9,7 @@ use std::{
 
 use ambient_shared::phase::Phase;
 use ambient_testing::{
+    idp::Idp,
     local::{Local, NewSession, Setup},
     programs::{Program, Running},
 };
@@ -109,7 +110,7 @@ async fn nobody_else_can_read_the_data_folder() {
                 unseen.push(entry.path());
             } else if metadata.is_file() {
                 files += 1;
-                let is_public = ["public.pem", "jwks.json"]
+                let is_public = ["public.pem", "jwks.json", "sidecar.json", "started"]
                     .iter()
                     .any(|name| entry.file_name() == **name);
                 assert!(
@@ -235,4 +236,93 @@ async fn hash_shows_what_logs_show() {
     assert!(hash.wait().await.success());
     // printf abc | sha256sum
     assert_eq!(hash.output(), ["ba7816bf8f01"]);
+}
+
+#[tokio::test]
+async fn an_identity_provider_of_the_user_serves_sessions_and_people() {
+    let idp = Idp::start().await;
+    let local = Setup::new(&["--cp-token-issuer", "oidc", "--admins", "alice"])
+        .env("OIDC_TOKEN_URL", &idp.token_url())
+        .env("OIDC_CLIENT_ID", ambient_testing::idp::CLIENT_ID)
+        .env("OIDC_CLIENT_SECRET", ambient_testing::idp::CLIENT_SECRET)
+        .env("AMBIENT_JWKS", &idp.jwks_url())
+        .env("AMBIENT_JWT_ISSUER", &idp.issuer())
+        .env("GRPC_SERVICE_ACCOUNT", ambient_testing::idp::CLIENT_ID)
+        .start()
+        .await;
+    let id = local.create(NewSession::script(ECHO).io("lines")).await;
+    local.say(&id, "hello").await;
+    local.message(&id, "assistant", "got hello").await;
+    assert!(idp.requests() > 0);
+
+    let url = format!(
+        "http://{}/api/ambient/v1/sessions/{id}",
+        local.addresses().rest
+    );
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (user, status) in [("alice", 200), ("mallory", 404)] {
+        let answer = client
+            .get(&url)
+            .bearer_auth(idp.token_of(user))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{user}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_sessions_know_is_not_given_up() {
+    let data = tempfile::tempdir().unwrap();
+    let mut local = local_on(data.path()).start();
+    local.output_line("Talk with it").await;
+    let rest = local.listening("rest").await;
+    let token = fs::read_to_string(data.path().join("operator-token")).unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let session = r#"{"name":"stays","annotations":"{\"ambient-code.io/agent-command\":\"[\\\"sleep\\\",\\\"600\\\"]\"}"}"#;
+    let made = client
+        .post(format!("http://{rest}/api/ambient/v1/sessions"))
+        .bearer_auth(token.trim())
+        .body(session)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(made.status(), 201);
+    local
+        .log_line("the session is started", |line| {
+            line["message"] == "session started"
+        })
+        .await;
+    local.kill().await;
+    let taken = TcpListener::bind(rest).unwrap();
+
+    let (code, why) = refused(local_on(data.path()).start()).await;
+
+    assert_eq!(code, 69, "{why}");
+    assert!(
+        why.contains(&rest.to_string()) && why.contains("sessions"),
+        "{why}"
+    );
+    drop(taken);
+    let mut again = local_on(data.path()).start();
+    assert_eq!(again.listening("rest").await, rest);
+    again.kill().await;
+    ambient_testing::processes::kill_all(&data.path().display().to_string());
+}
+
+#[tokio::test]
+async fn metrics_of_the_whole_process_are_served() {
+    let local = Local::start(&[]).await;
+    let id = local
+        .create(NewSession::command(&["true"]).io("none"))
+        .await;
+    local.phase(&id, Phase::Completed).await;
+    let url = format!("http://{}/metrics", local.addresses().rest);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let page = client.get(url).send().await.unwrap().text().await.unwrap();
+    assert!(
+        page.contains(r#"ambient_control_plane_process_starts_total{result="ok"} 1"#),
+        "{page}"
+    );
+    assert!(!page.contains(&id));
 }

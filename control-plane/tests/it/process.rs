@@ -280,3 +280,57 @@ async fn much_input_keeps_its_order_and_memory_small() {
     assert_eq!(shell.output(), wanted);
     nothing_left(data.path());
 }
+
+#[tokio::test]
+async fn kills_at_any_moment_start_no_session_twice_and_lose_none() {
+    const SESSIONS: usize = 8;
+    let mut local = Local::start(&["--token-ttl", "6s"]).await;
+    let runs = local.data().join("runs");
+    let script = format!(r#"echo "$SESSION_ID" >>'{}'; echo done"#, runs.display());
+    let mut ids = Vec::new();
+    for number in 0..SESSIONS {
+        ids.push(local.create(NewSession::script(&script).io("lines")).await);
+        // From at once to well after the agent's start.
+        sleep(Duration::from_millis(70 * number as u64)).await;
+        local.kill().await;
+        local.start_again().await;
+    }
+    for id in &ids {
+        local.phase(id, Phase::Completed).await;
+        assert_eq!(local.texts(id, "assistant").await, ["done"]);
+    }
+    let ran = fs::read_to_string(runs).unwrap();
+    let mut ran: Vec<_> = ran.lines().map(str::to_owned).collect();
+    ran.sort_unstable();
+    ids.sort_unstable();
+    assert_eq!(ran, ids);
+    assert!(local.processes().is_empty(), "{:#?}", local.processes());
+}
+
+#[tokio::test]
+async fn an_agent_without_messages_has_its_output_on_stdout() {
+    let mut program = Program::new("ambient-control-plane")
+        .args(["local", "run", "--io", "none", "--", "sh", "-c"])
+        .arg("echo said; echo complained >&2; exit 4")
+        .start();
+    program.close_stdin();
+    assert_eq!(program.wait().await.code(), Some(4));
+    assert_eq!(program.output(), ["said"]);
+    let log = program.log();
+    assert!(log.contains(&"complained".to_owned()), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_line_too_long_for_a_message_is_refused_in_words() {
+    let mut program = Program::new("ambient-control-plane")
+        .args(["local", "run", "--", "wc", "-c"])
+        .start();
+    program.write_line(&"x".repeat(1000)).await;
+    program.write_line(&"x".repeat(1024 * 1024 + 1)).await;
+    program.close_stdin();
+    program.wait().await;
+    // What came before is not lost.
+    assert_eq!(program.output(), ["1001"]);
+    let log = program.log().join("\n");
+    assert!(log.contains("too long for a message"), "{log}");
+}

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::task::spawn_blocking;
 
 use super::folder::SessionFolder;
-use crate::backend::{BackendError, RunState, TokenTimes};
+use crate::backend::{BackendError, RunState, RunStatus, TokenTimes};
 
 /// One session.
 pub(super) struct Entry {
@@ -39,6 +39,12 @@ impl Entry {
 
     pub(super) fn state(&self) -> Option<RunState> {
         lock(&self.state).clone()
+    }
+
+    /// Whether a run of it has not ended, as far as we have seen.
+    pub(super) fn is_alive(&self) -> bool {
+        self.state()
+            .is_some_and(|state| !matches!(state.status, RunStatus::Ended { .. }))
     }
 
     pub(super) fn state_mut(&self) -> MutexGuard<'_, Option<RunState>> {
