@@ -9,7 +9,11 @@
 //! the stream must be replayed to know everything that earlier runners handed over, for the stream
 //! itself does not mark where the replay ends.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use ambient_shared::{api::Api, clock::Clock, session::SessionId};
 use tokio::{
@@ -67,6 +71,9 @@ pub(crate) struct BridgeSettings {
     pub(crate) preamble: Option<String>,
     /// Whether the session was started before: then neither of the two is used.
     pub(crate) is_resume: bool,
+    /// Where this runner began: the `seq` of its first start message, once there is one. Shared by
+    /// the bridges of all its agents.
+    pub(crate) runner_start: Arc<OnceLock<i64>>,
 }
 
 /// Why messages are carried no longer.
@@ -86,6 +93,14 @@ pub(crate) enum BridgeError {
         /// The server's answer.
         source: Box<tonic::Status>,
     },
+    /// The agent has ended, and so has the time to push what it said.
+    #[error("{messages} messages ({bytes} bytes) could not be pushed and stay in the spool")]
+    Unsent {
+        /// How many.
+        messages: u64,
+        /// How long they are together.
+        bytes: u64,
+    },
 }
 
 /// Carries the messages of one agent.
@@ -95,6 +110,14 @@ pub(crate) struct Bridge {
     masker: Masker,
     clock: Clock,
     spool: Arc<Spool>,
+}
+
+/// Whether a spool can be kept in this folder.
+///
+/// # Errors
+/// When it cannot be used.
+pub(crate) fn check_spool(folder: &Path, session: &SessionId) -> Result<(), BridgeError> {
+    Ok(Spool::check(folder, session)?)
 }
 
 impl Bridge {
@@ -129,13 +152,13 @@ impl Bridge {
     /// `agent_over` says that the agent has ended, or is being ended: nothing more is handed over,
     /// and its output is read for at most 28 s in which nothing comes. After that, messages are
     /// pushed until none gets through for 5 minutes; once there is `hurry`, for 28 s. What was not
-    /// pushed by then stays in the spool, and is counted in the log.
+    /// pushed by then stays in the spool.
     ///
     /// With the I/O mode `none` nothing is handed over, and the output is read and dropped.
     ///
     /// # Errors
     /// When the server refuses this session. The agent should be ended then: its output goes
-    /// nowhere.
+    /// nowhere. [`BridgeError::Unsent`] comes only after the agent's end.
     pub(crate) async fn run(
         self,
         pipes: AgentPipes,
@@ -174,7 +197,7 @@ impl Bridge {
         };
         let listener = Listener {
             stdout,
-            agent_over,
+            agent_over: agent_over.clone(),
             io: settings.io,
             masker: self.masker,
             spool: Arc::clone(&spool),
@@ -189,6 +212,7 @@ impl Bridge {
                 preamble: settings.preamble,
                 is_resume: settings.is_resume,
             },
+            runner_start: settings.runner_start,
             remote: self.remote,
             spool: Arc::clone(&spool),
             started: start_seen,
@@ -213,7 +237,7 @@ impl Bridge {
         let deadline = async {
             tokio::select! {
                 () = after(&hurry, HURRY_LIMIT) => {}
-                () = stalled(&all_said, &spool) => {}
+                () = stalled(&agent_over, &all_said, &spool) => {}
             }
         };
         let result = tokio::select! {
@@ -221,10 +245,15 @@ impl Bridge {
             () = deadline => Ok(()),
         };
         match spool.waiting().await {
-            (0, _) => info!("all messages are pushed"),
-            (messages, bytes) => error!(messages, bytes, "messages stay unsent in the spool"),
+            (0, _) => {
+                info!("all messages are pushed");
+                result
+            }
+            (messages, bytes) => {
+                error!(messages, bytes, "messages stay unsent in the spool");
+                result.and(Err(BridgeError::Unsent { messages, bytes }))
+            }
         }
-        result
     }
 }
 
@@ -233,8 +262,9 @@ async fn after(event: &CancellationToken, limit: Duration) {
     sleep(limit).await;
 }
 
-/// Once all is said, waits until no message gets through any more.
-async fn stalled(all_said: &CancellationToken, spool: &Spool) {
+/// Once the agent has ended and all is said, waits until no message gets through any more.
+async fn stalled(agent_over: &CancellationToken, all_said: &CancellationToken, spool: &Spool) {
+    agent_over.cancelled().await;
     all_said.cancelled().await;
     let mut before = None;
     loop {

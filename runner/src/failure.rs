@@ -9,7 +9,7 @@ use ambient_shared::{
 
 use crate::{
     agent::{StartError, addresses::NoSidecar},
-    bridge::BridgeError,
+    bridge::{BridgeError, SpoolError},
     token::refresher::NoToken,
 };
 
@@ -33,9 +33,9 @@ pub(crate) enum Cause {
     /// The agent cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Messages cannot be carried, and that was clear before the agent said anything.
+    /// Messages cannot be carried, or were not by the end.
     #[error("the agent's messages cannot be carried")]
-    Bridge(#[from] BridgeError),
+    Bridge(#[source] BridgeError),
     /// Messages, or the agent's output, can no longer be carried.
     #[error("the agent's output cannot be carried any further")]
     Stdio(#[source] TaskFailure),
@@ -69,6 +69,16 @@ impl Cause {
     pub(crate) fn fault(variable: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         let line = format!("{variable}: {}", exit::report(error));
         Self::Settings(InvalidSettings(line))
+    }
+
+    /// Why there is no bridge: a folder that cannot be used is the setting's fault.
+    pub(crate) fn of_bridge(error: BridgeError) -> Self {
+        match error {
+            BridgeError::Spool(error @ SpoolError::Folder { .. }) => {
+                Self::fault("AMBIENT_SPOOL_DIR", &error)
+            }
+            error => Self::Bridge(error),
+        }
     }
 
     /// The setting that a client could not be made with.

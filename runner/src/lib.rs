@@ -15,7 +15,7 @@ mod token;
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,7 +29,7 @@ use ambient_shared::{
     exchange::{self, Exchange},
     resolve::Resolver,
     settings::InvalidSettings,
-    tasks::Tasks,
+    tasks::{TaskFailure, Tasks},
     telemetry,
 };
 use rustls::RootCertStore;
@@ -90,6 +90,10 @@ async fn run_to_end(settings: Settings) -> Result<Finished, Cause> {
     let reaping = reaper.clone().run(children);
     tasks.spawn("reaper", until(shutdown.clone(), reaping));
 
+    // Before a token is asked for: a setting that is wrong costs nobody anything.
+    if let Some((session, folder)) = settings.spool() {
+        bridge::check_spool(folder, session).map_err(Cause::of_bridge)?;
+    }
     let masker = Masker::new(clock.clone());
     let sources = sources(&settings, &masker, &clock).await?;
     let (refresher, tokens) = Refresher::new(
@@ -113,6 +117,7 @@ async fn run_to_end(settings: Settings) -> Result<Finished, Cause> {
         tokens,
         api,
         agent_runs,
+        runner_start: Arc::new(OnceLock::new()),
     };
     let environment = tokio::select! {
         prepared = prepare(&lives, &refresher) => prepared?,
@@ -138,8 +143,12 @@ async fn run_to_end(settings: Settings) -> Result<Finished, Cause> {
         tasks.run_until_shutdown(DRAIN_LIMIT),
     );
     let finished = finished?;
-    background.map_err(Cause::Task)?;
-    Ok(finished)
+    match background {
+        // That the agent had ended is all that ended them: a connection to the admin port that
+        // stays open must not change its exit code. It is in the log.
+        Ok(()) | Err(TaskFailure::Stuck(_)) => Ok(finished),
+        Err(failure) => Err(Cause::Task(failure)),
+    }
 }
 
 /// Gets the first token, and meanwhile the sidecar's addresses; gives the agent's environment.
@@ -173,11 +182,11 @@ fn handover(lives: &Lives, environment: &AgentEnvironment) -> (Handover, mpsc::R
         OnRefresh::None => Then::Nothing,
         OnRefresh::Signal(signal) => Then::Order(orders, Order::Signal(*signal as i32)),
         OnRefresh::Restart => Then::Order(orders, Order::Restart),
-        OnRefresh::Command(program) => Then::Run(Hook::new(
+        OnRefresh::Command(program) => Then::Run(Arc::new(Hook::new(
             program.clone(),
             environment.clone(),
             lives.reaper.clone(),
-        )),
+        ))),
     };
     let latest = lives.tokens.latest();
     (

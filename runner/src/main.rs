@@ -1,7 +1,7 @@
 //! Container entrypoint of an agent session; see the library.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use ambient_runner::{
     Failure, Finished, install,
@@ -23,7 +23,8 @@ fn main() -> ExitCode {
             Err(error) => (exit::SOFTWARE, Some(exit::report(&error))),
         },
         Err(NoSettings::Asked(text)) => {
-            print!("{text}");
+            // Whoever asked may read no further.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             (0, None)
         }
         Err(NoSettings::Invalid(error)) => (exit::CONFIG, Some(error.to_string())),

@@ -32,6 +32,10 @@ use crate::agent::AgentIo;
 /// section 3).
 const SERVICE_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt";
 
+/// Longest time that a setting may ask for, a year: far beyond any session's life, and a clock can
+/// still count to it.
+const LONGEST_S: u64 = 365 * 24 * 60 * 60;
+
 /// What the program is asked to do.
 #[derive(Debug)]
 pub enum Action {
@@ -105,6 +109,13 @@ impl Settings {
         let grpc = self.grpc.as_ref();
         endpoint.is_some_and(|(url, _)| url.scheme() == "https")
             || grpc.is_some_and(|grpc| grpc.tls || grpc.address.starts_with("https:"))
+    }
+
+    /// The session and where its messages wait, when messages are on and the agent can have them.
+    pub(crate) fn spool(&self) -> Option<(&SessionId, &Path)> {
+        self.grpc.as_ref()?;
+        let session = self.session.as_ref()?;
+        (self.io != AgentIo::None).then_some((session, self.spool_dir.as_path()))
     }
 }
 
@@ -204,7 +215,7 @@ struct Arguments {
     token_file: PathBuf,
 
     /// Longest wait for the first token, such as 90s or 2m.
-    #[arg(long, env = "AMBIENT_TOKEN_TIMEOUT", default_value = "2m", value_parser = parse_duration)]
+    #[arg(long, env = "AMBIENT_TOKEN_TIMEOUT", default_value = "2m", value_parser = parse_limit)]
     token_timeout: Duration,
 
     /// When the agent's token changed: none, signal:NAME, command:PATH or restart.
@@ -265,11 +276,11 @@ struct Arguments {
     is_resume: bool,
 
     /// From SIGTERM to SIGKILL of the agent and all it started.
-    #[arg(long, env = "AMBIENT_GRACE_PERIOD", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, env = "AMBIENT_GRACE_PERIOD", default_value = "10s", value_parser = parse_limit)]
     grace_period: Duration,
 
     /// Longest life of the agent in seconds; 0: no limit.
-    #[arg(long, env = "TIMEOUT", default_value = "0")]
+    #[arg(long, env = "TIMEOUT", default_value = "0", value_parser = clap::value_parser!(u64).range(..=LONGEST_S))]
     timeout: u64,
 
     /// Variables that the agent does not get, with commas between.
@@ -313,6 +324,14 @@ enum Verb {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+fn parse_limit(text: &str) -> Result<Duration, String> {
+    let limit = parse_duration(text)?;
+    if limit > Duration::from_secs(LONGEST_S) {
+        return Err("longer than a year".to_owned());
+    }
+    Ok(limit)
 }
 
 fn parse_level(level: &str) -> Result<String, String> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{AgentEnvironment, reaper::Reaper, sys, sys::Ended};
 
-/// Longest run: the next token comes in minutes, and its command must not wait for this one.
+/// Longest run: the next token's command waits for this one.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A program of the operator, run with the agent's environment. Its output goes to the runner's

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -55,6 +55,13 @@ pub struct Finished {
     pub last_words: Option<String>,
 }
 
+/// What became of one agent's stdio.
+struct Carried {
+    result: Result<(), TaskFailure>,
+    /// What was not pushed in time. It waits for the next agent.
+    unsent: Option<BridgeError>,
+}
+
 /// What every life of the agent needs.
 pub(crate) struct Lives {
     pub(crate) settings: Settings,
@@ -66,6 +73,8 @@ pub(crate) struct Lives {
     pub(crate) api: Option<Api>,
     /// Whether there is an agent, for who asks whether the runner is ready.
     pub(crate) agent_runs: Arc<AtomicBool>,
+    /// Where in the session's messages this runner began.
+    pub(crate) runner_start: Arc<OnceLock<i64>>,
 }
 
 impl Lives {
@@ -93,7 +102,7 @@ impl Lives {
         let mut input = None;
         let mut is_restart = false;
         loop {
-            let bridge = self.bridge(is_restart)?;
+            let bridge = self.bridge().map_err(Cause::of_bridge)?;
             let mut running = agent.start(&self.reaper)?;
             info!(pid = running.pid, restart = is_restart, "agent started");
             counter!(names::AGENT_STARTS).increment(1);
@@ -120,13 +129,14 @@ impl Lives {
             if agent.foreground {
                 sys::take_terminal();
             }
-            if outcome.why == Some(Why::Restart) && carried.is_ok() && !shutdown.is_cancelled() {
+            let goes_on = carried.result.is_ok() && !shutdown.is_cancelled();
+            if outcome.why == Some(Why::Restart) && goes_on {
                 is_restart = true;
                 // It had the prompt before.
                 agent.environment.remove("INITIAL_PROMPT");
                 continue;
             }
-            return self.finish(outcome, carried);
+            return finish(outcome, carried, self.settings.timeout);
         }
     }
 
@@ -148,7 +158,7 @@ impl Lives {
         input: &mut Option<Input>,
         first: Option<String>,
         shutdown: &CancellationToken,
-    ) -> (Outcome, Result<(), TaskFailure>) {
+    ) -> (Outcome, Carried) {
         // Cancelled by the agent's end, by a failure of its stdio, or by that of a task.
         let over = shutdown.child_token();
         // Cancelled when messages have to be pushed soon, or stay in the spool.
@@ -156,6 +166,7 @@ impl Lives {
         let mut stdio = Tasks::new(over.clone());
         let mut messages = Tasks::new(over.clone());
         let mut typed = None;
+        let unsent = Arc::new(OnceLock::new());
         if let Some((pipes, stderr)) = running.pipes.take() {
             let masker = self.masker.clone();
             stdio.spawn(
@@ -164,7 +175,18 @@ impl Lives {
             );
             if let Some(bridge) = bridge {
                 let carried = bridge.run(pipes, over.clone(), hurry.clone());
-                messages.spawn_fallible("bridge", carried);
+                let unsent = Arc::clone(&unsent);
+                messages.spawn_fallible("bridge", async move {
+                    match carried.await {
+                        // No failure for an agent that is started again: the next bridge takes
+                        // the spool up.
+                        Err(error @ BridgeError::Unsent { .. }) => {
+                            let _ = unsent.set(error);
+                            Ok(())
+                        }
+                        carried => carried,
+                    }
+                });
             } else {
                 let masker = self.masker.clone();
                 let copy = copy_masked(pipes.stdout, tokio::io::stdout(), masker);
@@ -205,27 +227,29 @@ impl Lives {
         };
         let (outcome, carried, copied) =
             tokio::join!(watching, carrying, stdio.run_until_shutdown(FLUSH_LIMIT));
-        (outcome, carried.and(copied))
+        let carried = Carried {
+            result: carried.and(copied),
+            unsent: Arc::into_inner(unsent).and_then(OnceLock::into_inner),
+        };
+        (outcome, carried)
     }
 
     /// A bridge for the next agent, when messages are on and there are pipes. One that follows a
-    /// restart goes on where the last one ended, as if the session were resumed.
-    fn bridge(&self, is_restart: bool) -> Result<Option<Bridge>, BridgeError> {
+    /// restart goes on where the last one ended: the records of deliveries say where.
+    fn bridge(&self) -> Result<Option<Bridge>, BridgeError> {
         let settings = &self.settings;
-        let (Some(api), Some(session)) = (&self.api, &settings.session) else {
+        let (Some(api), Some((session, spool_dir))) = (&self.api, settings.spool()) else {
             return Ok(None);
         };
-        if settings.io == AgentIo::None {
-            return Ok(None);
-        }
         let bridge_settings = BridgeSettings {
             session: session.clone(),
             io: settings.io,
             turns: settings.turns,
-            spool_dir: settings.spool_dir.clone(),
+            spool_dir: spool_dir.to_owned(),
             initial_prompt: settings.initial_prompt.clone(),
             preamble: settings.preamble.clone(),
-            is_resume: settings.is_resume || is_restart,
+            is_resume: settings.is_resume,
+            runner_start: Arc::clone(&self.runner_start),
         };
         Bridge::new(
             bridge_settings,
@@ -244,39 +268,40 @@ impl Lives {
             .filter(|_| !handed_over && io != AgentIo::None)
             .map(|prompt| format::to_agent(io, prompt))
     }
+}
 
-    /// The exit code: the agent's own, unless it was ended for another reason.
-    fn finish(
-        &self,
-        outcome: Outcome,
-        carried: Result<(), TaskFailure>,
-    ) -> Result<Finished, Cause> {
-        let (own, how) = match outcome.ended {
-            Ended::Exited(code) => (code, format!("agent ended with exit code {code}")),
-            Ended::Signalled(number) => (
-                signal_code(number),
-                format!("agent was ended by {}", signals::name(number)),
-            ),
-        };
-        if let Err(failure) = carried
-            && (own == 0 || outcome.why == Some(Why::Stopped))
-        {
-            return Err(Cause::Stdio(failure));
-        }
-        let (exit_code, last_words) = match (outcome.why, self.settings.timeout) {
-            (Some(Why::TimedOut), Some(timeout)) => {
-                let after = humantime::format_duration(timeout);
-                (
-                    exit::TIMED_OUT,
-                    Some(format!("agent was ended after its TIMEOUT of {after}")),
-                )
-            }
-            _ => (own, (own != 0).then_some(how)),
-        };
-        Ok(Finished {
-            exit_code,
-            last_words,
-        })
+/// The exit code: the agent's own, unless it was ended for another reason.
+fn finish(
+    outcome: Outcome,
+    carried: Carried,
+    timeout: Option<Duration>,
+) -> Result<Finished, Cause> {
+    let (own, how) = match outcome.ended {
+        Ended::Exited(code) => (code, format!("agent ended with exit code {code}")),
+        Ended::Signalled(number) => (
+            signal_code(number),
+            format!("agent was ended by {}", signals::name(number)),
+        ),
+    };
+    if let Err(failure) = carried.result
+        && (own == 0 || outcome.why == Some(Why::Stopped))
+    {
+        return Err(Cause::Stdio(failure));
+    }
+    if let (Some(Why::TimedOut), Some(timeout)) = (outcome.why, timeout) {
+        let after = humantime::format_duration(timeout);
+        return Ok(Finished {
+            exit_code: exit::TIMED_OUT,
+            last_words: Some(format!("agent was ended after its TIMEOUT of {after}")),
+        });
+    }
+    match carried.unsent {
+        // Nobody may take the session for one that did all it should.
+        Some(unsent) if own == 0 => Err(Cause::Bridge(unsent)),
+        _ => Ok(Finished {
+            exit_code: own,
+            last_words: (own != 0).then_some(how),
+        }),
     }
 }
 
@@ -291,5 +316,51 @@ async fn log_end(of: &'static str, copy: impl Future<Output = io::Result<()>>) {
         Ok(()) => debug!(of, "at its end"),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => debug!(of, "closed"),
         Err(error) => error!(of, %error, "agent's stdio broke"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Failure;
+
+    /// Exit code and last words of a runner whose agent ended so, with messages unsent.
+    fn ended_unsent(ended: Ended, why: Option<Why>) -> (u8, String) {
+        let unsent = BridgeError::Unsent {
+            messages: 3,
+            bytes: 70,
+        };
+        let carried = Carried {
+            result: Ok(()),
+            unsent: Some(unsent),
+        };
+        let timeout = Some(Duration::from_secs(5));
+        match finish(Outcome { ended, why }, carried, timeout) {
+            Ok(finished) => (finished.exit_code, finished.last_words.unwrap_or_default()),
+            Err(cause) => {
+                let failure = Failure::from(cause);
+                (failure.exit_code(), exit::report(&failure))
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_in_order_with_messages_unsent_is_a_failure() {
+        for why in [None, Some(Why::Signalled)] {
+            let (code, words) = ended_unsent(Ended::Exited(0), why);
+            assert_eq!(code, exit::UNAVAILABLE);
+            assert!(words.contains("3 messages (70 bytes)"), "{words}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_failed_keeps_its_code_with_messages_unsent() {
+        for (ended, why, code) in [
+            (Ended::Exited(7), None, 7),
+            (Ended::Signalled(15), Some(Why::Signalled), 143),
+            (Ended::Exited(0), Some(Why::TimedOut), exit::TIMED_OUT),
+        ] {
+            assert_eq!(ended_unsent(ended, why).0, code, "{ended:?}");
+        }
     }
 }

@@ -200,8 +200,8 @@ pub(crate) fn runner_started(is_resume: bool) -> Event {
     custom(RUNNER_STARTED, &json!({ "resume": is_resume }))
 }
 
-/// Tells that the message that follows may be a repeat of the one before. Only servers that do not
-/// know message ids ever get it.
+/// Tells that the message that follows may be a repeat of the one before. A server that knows
+/// message ids gets it only before it has answered this runner's first push.
 pub(crate) fn may_repeat(id: uuid::Uuid) -> Event {
     custom(MAY_REPEAT, &json!({"id": id.to_string()}))
 }

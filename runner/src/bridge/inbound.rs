@@ -6,7 +6,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Inbound<W> {
     pub(super) remote: Remote,
     pub(super) spool: Arc<Spool>,
     pub(super) started: watch::Receiver<Option<Started>>,
+    /// The `seq` of the runner's first start message, once it is known.
+    pub(super) runner_start: Arc<OnceLock<i64>>,
     /// Cancelled when the agent has taken enough turns: its stdin is closed.
     pub(super) turns_over: CancellationToken,
     /// Cancelled when nothing is to be handed over any more: stdin stays open.
@@ -77,9 +79,13 @@ impl<W: AsyncWrite + Unpin> Inbound<W> {
         };
         let followed = async {
             let mut started = self.started;
+            let runner_start = self.runner_start;
             let start = started.wait_for(Option::is_some).await.map(|start| *start);
             match start {
-                Ok(Some(start)) => feed.run(start).await,
+                Ok(Some(start)) => {
+                    let runner_start = *runner_start.get_or_init(|| start.seq);
+                    feed.run(start, runner_start).await
+                }
                 // The pusher has ended, and so will the bridge.
                 _ => std::future::pending().await,
             }
@@ -141,8 +147,8 @@ enum StreamEnd {
 }
 
 impl Feed<'_> {
-    async fn run(&self, start: Started) -> Result<Infallible, BridgeError> {
-        self.shared.lock().start(start);
+    async fn run(&self, start: Started, runner_start: i64) -> Result<Infallible, BridgeError> {
+        self.shared.lock().start(start, runner_start);
         let resync = (!start.knows_ids).then_some(RESYNC);
         let mut patience = Patience::new();
         loop {

@@ -53,10 +53,7 @@ pub(super) struct Head {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpoolError {
     /// The folder cannot be made, read or written.
-    #[error(
-        "cannot keep messages in {}; name another folder in AMBIENT_SPOOL_DIR",
-        folder.display()
-    )]
+    #[error("cannot keep messages in {}", folder.display())]
     Folder {
         folder: PathBuf,
         source: std::io::Error,
@@ -74,6 +71,14 @@ pub(super) struct Spool {
 }
 
 impl Spool {
+    /// Whether [`Spool::open`] will find a folder that it can use. Makes it.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when it cannot be used.
+    pub(super) fn check(folder: &Path, session: &SessionId) -> Result<(), SpoolError> {
+        disk::claim(&own_folder(folder, session)).map(drop)
+    }
+
     /// Opens the session's own folder below `folder`, and takes up what an earlier run left.
     ///
     /// # Errors
@@ -83,7 +88,7 @@ impl Spool {
         session: &SessionId,
         capacity: u64,
     ) -> Result<Self, SpoolError> {
-        let disk = Disk::open(&folder.join(session.hash().to_string()), capacity)?;
+        let disk = Disk::open(&own_folder(folder, session), capacity)?;
         Ok(Self {
             disk: Arc::new(Mutex::new(disk)),
             changed: Notify::new(),
@@ -170,6 +175,10 @@ impl Spool {
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+fn own_folder(folder: &Path, session: &SessionId) -> PathBuf {
+    folder.join(session.hash().to_string())
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ fn settings(io: AgentIo, spool: &Path) -> BridgeSettings {
         initial_prompt: None,
         preamble: None,
         is_resume: false,
+        runner_start: Arc::default(),
     }
 }
 
@@ -503,7 +504,10 @@ async fn ends_unpushed_after(is_in_hurry: bool) -> Duration {
     tokio::time::pause();
     let started = tokio::time::Instant::now();
     let ended = timeout(Duration::from_mins(60), &mut agent.ended).await;
-    ended.unwrap().unwrap().unwrap();
+    let error = ended.unwrap().unwrap().unwrap_err();
+    // The start message and what the agent said.
+    let unsent = matches!(error, BridgeError::Unsent { messages: 2, .. });
+    assert!(unsent, "{error:?}");
     let after = started.elapsed();
     tokio::time::resume();
     assert!(server.messages().is_empty());
@@ -522,6 +526,54 @@ async fn what_cannot_be_pushed_is_tried_for_long_and_kept() {
         after >= STALLED_AFTER && after <= 2 * STALLED_AFTER,
         "{after:?}"
     );
+}
+
+#[tokio::test]
+async fn an_agent_that_goes_on_without_its_output_is_not_ended_by_an_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Fake::start(true, 512).await;
+    let relay = Relay::start(server.address()).await;
+    relay.set(Mode::Refuse).await;
+    let mut agent = Agent::start(settings(AgentIo::Lines, dir.path()), relay.address());
+    agent.says("kept").await;
+    wait_for_spooled(dir.path(), &["kept"]).await;
+    agent.stdout = None;
+    tokio::time::pause();
+    let ended = timeout(10 * STALLED_AFTER, &mut agent.ended).await;
+    assert!(ended.is_err(), "{ended:?}");
+    tokio::time::resume();
+    relay.set(Mode::Pass).await;
+    agent.ends().await.unwrap();
+    assert_eq!(server.payloads("assistant"), ["kept"]);
+}
+
+#[tokio::test]
+async fn the_next_agent_gets_the_end_of_input_that_the_last_one_had() {
+    for is_resume in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Fake::start(true, 512).await;
+        // An earlier start of the session had one of its own.
+        let earlier = server.push("system", r#"{"custom_event":"ambient.input-closed"}"#);
+        if is_resume {
+            server.push("system", &format::delivered(earlier).1);
+        }
+        let settings = BridgeSettings {
+            is_resume,
+            ..settings(AgentIo::Lines, dir.path())
+        };
+        let mut last = None;
+        for _ in 0..2 {
+            let mut agent = Agent::start(settings.clone(), server.address());
+            if is_resume && last.is_none() {
+                server.push("user", "hello");
+                assert_eq!(agent.reads().await.unwrap(), "hello");
+                server.push("system", r#"{"custom_event":"ambient.input-closed"}"#);
+            }
+            assert_eq!(agent.reads().await, None, "resume: {is_resume}");
+            agent.ends().await.unwrap();
+            last = Some(());
+        }
+    }
 }
 
 #[tokio::test]

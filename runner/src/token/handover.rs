@@ -4,9 +4,11 @@
 //! command or a restart of the agent. Nothing is done when the secret is the same as before.
 
 use std::{
+    convert::Infallible,
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +19,7 @@ use ambient_shared::{
 };
 use metrics::counter;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::spawn_blocking,
     time::sleep,
 };
@@ -38,6 +40,9 @@ pub(crate) struct Handover {
     file: PathBuf,
     latest: watch::Receiver<Option<Token>>,
     then: Then,
+    /// That a program is to be run. While one runs, this keeps one mark: however many tokens
+    /// come, it is run once more.
+    to_run: Arc<Notify>,
     /// What the agent was given last.
     given: Option<Token>,
 }
@@ -49,8 +54,8 @@ pub(crate) enum Then {
     Nothing,
     /// The supervisor sees to it. One order that waits is as good as many.
     Order(mpsc::Sender<Order>, Order),
-    /// A program is run.
-    Run(Hook),
+    /// A program is run, one at a time, beside the writing of the file.
+    Run(Arc<Hook>),
 }
 
 /// The token file cannot be written.
@@ -68,6 +73,7 @@ impl Handover {
             file,
             latest,
             then,
+            to_run: Arc::default(),
             given: None,
         }
     }
@@ -86,7 +92,18 @@ impl Handover {
 
     /// Follows the token until `shutdown`, then removes the file.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        shutdown.run_until_cancelled(self.follow()).await;
+        let hook = match &self.then {
+            Then::Run(hook) => Some(Arc::clone(hook)),
+            Then::Nothing | Then::Order(..) => None,
+        };
+        let runs = run_each_time(hook, Arc::clone(&self.to_run));
+        let work = async {
+            tokio::select! {
+                () = self.follow() => {}
+                never = runs => match never {},
+            }
+        };
+        shutdown.run_until_cancelled(work).await;
         // The agent is gone: no token is left behind for whoever comes after it.
         if let Err(error) = fs::remove_file(&self.file) {
             debug!(%error, "token file was not removed");
@@ -117,10 +134,7 @@ impl Handover {
                     debug!("an earlier order still waits for the supervisor");
                 }
             }
-            Then::Run(hook) => match hook.run().await {
-                Ok(()) => debug!("refresh command ended"),
-                Err(error) => warn!(error = %exit::report(&error), "refresh command failed"),
-            },
+            Then::Run(_) => self.to_run.notify_one(),
         }
         Ok(())
     }
@@ -143,6 +157,20 @@ impl Handover {
         info!(token = %token.hash(), "token handed to agent");
         self.given = Some(token);
         Ok(())
+    }
+}
+
+/// Runs the program whenever it is to be run.
+async fn run_each_time(hook: Option<Arc<Hook>>, to_run: Arc<Notify>) -> Infallible {
+    let Some(hook) = hook else {
+        return std::future::pending().await;
+    };
+    loop {
+        to_run.notified().await;
+        match hook.run().await {
+            Ok(()) => debug!("refresh command ended"),
+            Err(error) => warn!(error = %exit::report(&error), "refresh command failed"),
+        }
     }
 }
 

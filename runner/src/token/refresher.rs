@@ -44,7 +44,7 @@ const POLICY: Policy = Policy {
 /// How long the endpoint is waited for before the other sources count as well.
 const HEAD_START: Duration = Duration::from_secs(1);
 
-/// How often the mounted file is read while it is needed: the kubelet gives no sign.
+/// How often the mounted file is read: the kubelet gives no sign.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Least time between two fetches: a server that rejects every token must not make us flood
@@ -126,6 +126,7 @@ impl Refresher {
     /// When no source has a token `within` the given time, or the endpoint says for good that
     /// there is none and no other source has one.
     pub(crate) async fn first(&self, within: Duration) -> Result<(), NoToken> {
+        self.mask_mounted().await;
         let Some(endpoint) = &self.sources.endpoint else {
             return match timeout(within, self.first_beside_endpoint()).await {
                 Ok(()) => Ok(()),
@@ -247,7 +248,8 @@ impl Refresher {
         }
     }
 
-    /// Looks at the mounted file whenever it counts. Never returns.
+    /// Looks at the mounted file: for a token whenever it counts, and always for what to mask.
+    /// Never returns.
     async fn follow_file(&self) {
         let mut rejected = self.rejected.clone();
         loop {
@@ -257,9 +259,19 @@ impl Refresher {
                 Ok(()) = rejected.changed() => {}
             }
             let counts = self.sources.endpoint.is_none() || self.behind.load(Ordering::Relaxed);
-            if counts && let Ok((token, source)) = self.beside_endpoint().await {
+            if !counts {
+                self.mask_mounted().await;
+            } else if let Ok((token, source)) = self.beside_endpoint().await {
                 self.publish(token, source);
             }
+        }
+    }
+
+    /// The agent can read the mounted file, so what is in it must not leave, even if nobody here
+    /// uses it.
+    async fn mask_mounted(&self) {
+        if let Ok(token) = read_token(&self.sources.file).await {
+            self.masker.add_token(&token);
         }
     }
 
@@ -279,6 +291,9 @@ impl Refresher {
     /// A token from the file or `BOT_TOKEN` that is better than the current one.
     async fn beside_endpoint(&self) -> Result<(Token, Source), Unusable> {
         let mounted = read_token(&self.sources.file).await;
+        if let Ok(token) = &mounted {
+            self.masker.add_token(token);
+        }
         if let Ok(token) = &mounted
             && self.is_better(token, Source::File)
         {

@@ -15,30 +15,34 @@ use crate::bridge::{
     outbound::push::Started,
 };
 
-/// An existing server's numbers may commit out of order: a message this much older than the newest
-/// has none before it that is still to come (design 3.6).
+/// An existing server gives a message its number before it commits it, so numbers may appear out of
+/// order. It takes less than this from one to the other: a message this much older than the newest
+/// has none before it that is still to come.
 const SETTLED_SECONDS: i64 = 60;
 
-/// How much may wait for the agent.
+/// How much is held.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
+    /// User messages that wait for the agent, and ends of input.
     messages: usize,
+    /// Of the messages that wait.
     bytes: usize,
+    /// Ids that are remembered to know a message that comes again. They are of user messages since
+    /// the last reconnect; beyond this the oldest are forgotten, and not read again.
+    seen: usize,
 }
 
 impl Default for Limits {
-    /// More than a person types ahead, and four of the longest messages.
+    /// More than a person types ahead, four of the longest messages, and ids for a minute in which
+    /// eight hundred a second come.
     fn default() -> Self {
         Self {
             messages: 1000,
             bytes: 4 * 1024 * 1024,
+            seen: 50_000,
         }
     }
 }
-
-/// Most ids that are remembered to know a message that comes again. They are of user messages
-/// since the last reconnect, so this is never reached; beyond it the oldest are not read again.
-const MOST_SEEN: usize = 50_000;
 
 /// What an agent is told at its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,8 +70,11 @@ pub(super) struct Inbox {
     limits: Limits,
     /// Set once the stream is followed.
     start: Option<Started>,
+    /// What comes before this `seq` is of earlier runners.
+    runner_start: i64,
     /// Whether all that earlier runners recorded was seen.
     replayed: bool,
+    /// Whether there was a user message when this agent was started.
     any_user: bool,
     any_delivered: bool,
 
@@ -101,8 +108,9 @@ impl Inbox {
     }
 
     /// The stream is about to be followed.
-    pub(super) fn start(&mut self, start: Started) {
+    pub(super) fn start(&mut self, start: Started, runner_start: i64) {
         self.start = Some(start);
+        self.runner_start = runner_start;
     }
 
     /// The `seq` after which to watch from now on.
@@ -154,7 +162,14 @@ impl Inbox {
         match message.event_type.as_str() {
             "user" => self.receive_user(message),
             "system" => match format::control(&message.payload) {
-                Some(Control::Delivered(seq)) => self.was_delivered(seq),
+                Some(Control::Delivered(seq)) => {
+                    self.was_delivered(seq);
+                    // An end of input that an earlier start of the session had ended that start
+                    // alone; one that an agent of this runner had holds for its next agent too.
+                    if self.beginning.is_resume && message.seq < self.runner_start {
+                        self.closing.remove(&seq);
+                    }
+                }
                 Some(Control::InputClosed) => self.receive_close(message),
                 None => {}
             },
@@ -166,7 +181,8 @@ impl Inbox {
     }
 
     fn receive_user(&mut self, message: &SessionMessage) {
-        self.any_user = true;
+        // One that came later, though it may be read in one go, does not stand for the prompt.
+        self.any_user |= self.start.is_some_and(|start| message.seq < start.seq);
         if !self.is_first_time(message) {
             return;
         }
@@ -185,8 +201,14 @@ impl Inbox {
     }
 
     fn receive_close(&mut self, message: &SessionMessage) {
-        if self.is_first_time(message) {
-            self.closing.insert(message.seq);
+        if !self.is_first_time(message) {
+            return;
+        }
+        self.closing.insert(message.seq);
+        if self.closing.len() > self.limits.messages
+            && let Some(&last) = self.closing.last()
+        {
+            self.forget_waiting_from(last);
         }
     }
 
@@ -197,6 +219,7 @@ impl Inbox {
             return false;
         }
         self.seen.insert(message.seq, message.id.clone());
+        self.forget_seen(0);
         true
     }
 
@@ -206,6 +229,10 @@ impl Inbox {
         self.horizon = Some(seq - 1);
         let mut forgotten = self.closing.split_off(&seq);
         forgotten.insert(seq);
+        for (seq, text) in self.waiting.split_off(&seq) {
+            self.waiting_bytes -= text.len();
+            forgotten.insert(seq);
+        }
         for seq in forgotten {
             if let Some(id) = self.seen.remove(&seq) {
                 self.seen_ids.remove(&id);
@@ -217,11 +244,6 @@ impl Inbox {
         self.any_delivered = true;
         if let Some(text) = self.waiting.remove(&seq) {
             self.waiting_bytes -= text.len();
-        }
-        // An end of input of an earlier start of the session ended that start alone; when the
-        // runner was restarted within one start, it still holds.
-        if self.beginning.is_resume && !self.replayed {
-            self.closing.remove(&seq);
         }
     }
 
@@ -253,10 +275,11 @@ impl Inbox {
         self.was_delivered(seq);
     }
 
-    /// Forgets ids that no later replay brings again: none starts before this one.
+    /// Forgets ids that no later replay brings again: none starts before this one, or before the
+    /// oldest of those that there is room for.
     fn forget_seen(&mut self, from: i64) {
         while let Some((&seq, _)) = self.seen.first_key_value()
-            && (seq <= from || self.seen.len() > MOST_SEEN)
+            && (seq <= from || self.seen.len() > self.limits.seen)
         {
             self.forgotten = self.forgotten.max(seq);
             if let Some(id) = self.seen.remove(&seq) {

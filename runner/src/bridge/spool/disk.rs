@@ -74,17 +74,7 @@ impl Disk {
             folder: folder.to_owned(),
             source,
         };
-        let mut dir = DirBuilder::new();
-        dir.recursive(true).mode(SECRET_DIR);
-        dir.create(folder).map_err(broken)?;
-        let lock = private_file(&folder.join("lock")).map_err(broken)?;
-        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                let folder = folder.to_owned();
-                return Err(SpoolError::InUse { folder });
-            }
-            return Err(broken(error.into()));
-        }
+        let lock = claim(folder)?;
         let mut disk = Self {
             folder: folder.to_owned(),
             capacity,
@@ -337,6 +327,25 @@ fn read_after(reader: &mut Option<Reader>, path: &Path, done: u64) -> io::Result
                 return Err(error);
             }
         }
+    }
+}
+
+/// Makes the folder, and takes it for as long as what is given lives.
+pub(super) fn claim(folder: &Path) -> Result<File, SpoolError> {
+    let broken = |source| SpoolError::Folder {
+        folder: folder.to_owned(),
+        source,
+    };
+    let mut dir = DirBuilder::new();
+    dir.recursive(true).mode(SECRET_DIR);
+    dir.create(folder).map_err(broken)?;
+    let lock = private_file(&folder.join("lock")).map_err(broken)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::InUse {
+            folder: folder.to_owned(),
+        }),
+        Err(error) => Err(broken(error.into())),
     }
 }
 

@@ -233,6 +233,31 @@ async fn without_an_endpoint_a_rejection_makes_the_file_read_at_once() {
     assert_eq!(renewed.unwrap().expose(), "mounted-two");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_mounted_token_is_masked_while_the_endpoints_is_used() {
+    let scene = scene(true, None);
+    let pulled = token("pulled-token", Some(600));
+    scene.refresher.publish(pulled, Source::Endpoint);
+    let masker = scene.refresher.masker.clone();
+    let folder = scene.folder;
+    let shutdown = CancellationToken::new();
+    let masked = async {
+        for text in ["mounted-one", "mounted-two"] {
+            std::fs::write(folder.path().join("bot-token"), text).unwrap();
+            let masked = async {
+                while masker.mask(text) == text {
+                    sleep(secs(1)).await;
+                }
+            };
+            timeout(secs(10), masked).await.unwrap();
+        }
+        shutdown.cancel();
+    };
+    tokio::join!(scene.refresher.run(shutdown.clone()), masked);
+    let current = scene.handle.latest.borrow().clone().unwrap();
+    assert_eq!(current.expose(), "pulled-token");
+}
+
 #[test]
 fn a_retry_comes_before_the_expiry_unless_the_server_asked_for_time() {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -35,13 +35,17 @@ fn start() -> SessionMessage {
     message(START, START, "system", &format::runner_started(false).1)
 }
 
+fn started() -> Started {
+    Started {
+        seq: START,
+        knows_ids: true,
+    }
+}
+
 /// An inbox that followed the stream from its beginning.
 fn replayed(beginning: Beginning, stored: &[SessionMessage]) -> Inbox {
     let mut inbox = Inbox::new(beginning);
-    inbox.start(Started {
-        seq: START,
-        knows_ids: true,
-    });
+    inbox.start(started(), START);
     assert_eq!(inbox.resume_from(), 0);
     for message in stored {
         inbox.receive(message);
@@ -118,6 +122,67 @@ fn the_prompt_is_handed_over_once() {
 }
 
 #[test]
+fn a_message_right_after_the_start_does_not_stand_for_the_prompt() {
+    let mut inbox = replayed(beginning(Some("all"), Some("pre"), false), &[]);
+    // Read in one go with the start message, before anybody asked what to hand over.
+    inbox.receive(&user(START + 1, "hi"));
+    assert_eq!(hand_over_all(&mut inbox), ["all", "hi"]);
+}
+
+#[test]
+fn ids_are_forgotten_on_a_stream_that_never_breaks() {
+    let mut inbox = replayed(Beginning::default(), &[]);
+    inbox.limits.seen = 10;
+    for n in 1..=100 {
+        inbox.receive(&user(START + n, "text"));
+        assert_eq!(hand_over_all(&mut inbox), ["text"]);
+        assert!(inbox.seen.len() <= 10 && inbox.seen_ids.len() <= 10);
+    }
+    let from = inbox.resume_from();
+    for n in (1..=101).filter(|n| START + n > from) {
+        inbox.receive(&user(START + n, "again"));
+    }
+    assert_eq!(hand_over_all(&mut inbox), ["again"], "only the new one");
+}
+
+#[test]
+fn ends_of_input_that_wait_are_bounded() {
+    let mut inbox = replayed(Beginning::default(), &[]);
+    inbox.limits.messages = 3;
+    inbox.receive(&user(START + 1, "a"));
+    for n in 2..=100 {
+        inbox.receive(&closed(START + n));
+        assert!(inbox.closing.len() <= 3);
+    }
+    assert_eq!(hand_over_all(&mut inbox), ["a", "<closed>"]);
+}
+
+#[test]
+fn an_end_of_input_that_this_runners_last_agent_had_holds_for_the_next() {
+    for is_resume in [false, true] {
+        let mut inbox = Inbox::new(beginning(None, None, is_resume));
+        inbox.start(started(), 10);
+        let stored = [
+            user(1, "a"),
+            closed(2),
+            delivered(3, 1),
+            delivered(4, 2),
+            // The runner's own first start message would be here: 10.
+            user(11, "b"),
+            closed(12),
+            delivered(13, 11),
+            delivered(14, 12),
+            start(),
+        ];
+        for message in &stored {
+            inbox.receive(message);
+        }
+        let closes_at = if is_resume { 12 } else { 2 };
+        assert_eq!(inbox.next(), Some(Next::Close { seq: closes_at }));
+    }
+}
+
+#[test]
 fn input_ends_after_every_message_before_it() {
     let stored = [user(1, "a"), user(2, "b"), closed(3), user(4, "late")];
     let mut inbox = replayed(Beginning::default(), &stored);
@@ -157,14 +222,8 @@ fn a_reconnect_starts_a_little_back() {
 #[test]
 fn what_waits_is_bounded_and_the_rest_is_read_again() {
     let mut inbox = Inbox::new(Beginning::default());
-    inbox.limits = Limits {
-        messages: 1000,
-        bytes: 100,
-    };
-    inbox.start(Started {
-        seq: START,
-        knows_ids: true,
-    });
+    inbox.limits.bytes = 100;
+    inbox.start(started(), START);
     let text = "x".repeat(30);
     let stored: Vec<_> = (1..=20)
         .map(|seq| user(seq, &format!("{seq}{text}")))
@@ -312,7 +371,7 @@ proptest! {
         let start = server.number("system", 0);
         let mut inbox = Inbox::new(Beginning::default());
         inbox.limits.messages = most_waiting;
-        inbox.start(Started { seq: start.seq, knows_ids });
+        inbox.start(Started { seq: start.seq, knows_ids }, start.seq);
         server.store(start);
 
         let mut handed = Vec::new();
