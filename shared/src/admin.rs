@@ -8,9 +8,10 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::MetricsPage;
 
 /// Says whether the program is ready; if not, why in a few words.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -19,7 +20,7 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 ///
 /// `/healthz` answers 200 `ok` while the program runs; `/readyz` 200 `ok` or 503 with the reason;
 /// `/metrics` in the Prometheus text format.
-pub fn routes(metrics: PrometheusHandle, readiness: Readiness) -> Router {
+pub fn routes(metrics: MetricsPage, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route(

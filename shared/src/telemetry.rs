@@ -1,11 +1,13 @@
-//! Logs on stderr and the Prometheus recorder.
+//! Logs on stderr, and metrics.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::io::IsTerminal as _;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+mod recorder;
+
+pub use recorder::MetricsPage;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -30,13 +32,8 @@ pub enum TelemetryError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
     /// Somebody set up metrics before.
     #[error("metrics are set up already")]
-    Metrics(#[from] BuildError),
+    Metrics,
 }
-
-/// Buckets of all histograms, in seconds: from one RSA operation to a slow Kubernetes call.
-const SECONDS: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
-];
 
 /// Checks a log level as settings give it. Existing settings say `WARNING` and `CRITICAL` too.
 ///
@@ -97,25 +94,14 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// How often [`upkeep`] empties the histograms' buffers into their buckets.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Keeps the memory of histograms bounded while nobody reads the metrics, until `shutdown`.
-pub async fn upkeep(metrics: PrometheusHandle, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        metrics.run_upkeep();
-    }
-}
-
 /// Sets up the process's metrics and gives what renders them.
 ///
 /// # Errors
 /// When metrics were set up before.
-pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
-    Ok(PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
-        .install_recorder()?)
+pub fn init_metrics() -> Result<MetricsPage, TelemetryError> {
+    let page = MetricsPage::default();
+    metrics::set_global_recorder(page.clone()).map_err(|_| TelemetryError::Metrics)?;
+    Ok(page)
 }
 
 #[cfg(test)]

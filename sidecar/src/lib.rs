@@ -26,9 +26,9 @@ use std::{sync::Arc, time::Duration};
 
 use ambient_shared::{
     admin, bearer::BearerError, client::ClientError, clock::Clock, exchange, exit,
-    resolve::Resolver, tasks, tasks::Tasks, telemetry::TelemetryError,
+    resolve::Resolver, tasks, tasks::Tasks, 
+    telemetry::{MetricsPage, TelemetryError},
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use listen::ListenError;
@@ -96,7 +96,7 @@ impl From<ClientError> for RunError {
 /// When a port cannot be had, TLS cannot be set up, or a task fails.
 pub async fn run(
     settings: Settings,
-    metrics: PrometheusHandle,
+    metrics: MetricsPage,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     metrics::describe();

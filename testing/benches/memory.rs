@@ -46,7 +46,7 @@ async fn main() {
             .args(["--grpc-listen", "127.0.0.1:0"])
             .arg("--database")
             .arg(folder.path().join("api.db"))
-            .env("AMBIENT_OPERATOR_TOKEN", "of this measurement only")
+            .env("AMBIENT_OPERATOR_TOKEN", "of-this-measurement-only")
             .start(),
     )];
     let release = binary("ambient-runner");

@@ -6,8 +6,8 @@ use std::{
 };
 
 use ambient_control_plane::metrics::{DECRYPTIONS, EXCHANGES};
+use ambient_shared::telemetry::MetricsPage;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::task::JoinSet;
 
@@ -22,10 +22,9 @@ fn limited() -> Setup {
 
 #[tokio::test]
 async fn a_ciphertext_is_decrypted_once() {
-    let recorder = PrometheusBuilder::new().build_recorder();
-    let page = recorder.handle();
+    let page = MetricsPage::default();
     // All tasks of this test run on its own thread, so this sees only them.
-    let _recording = metrics::set_default_local_recorder(&recorder);
+    let _recording = metrics::set_default_local_recorder(&page);
     let scene = Setup::default().start().await;
     let bearer = scene.bearer(ACTIVE);
     for _ in 0..5 {
