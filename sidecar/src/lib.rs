@@ -25,8 +25,14 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use ambient_shared::{
-    admin, bearer::BearerError, client::ClientError, clock::Clock, exchange, exit,
-    resolve::Resolver, tasks, tasks::Tasks, 
+    admin,
+    bearer::BearerError,
+    client::ClientError,
+    clock::Clock,
+    exchange, exit,
+    resolve::Resolver,
+    tasks,
+    tasks::Tasks,
     telemetry::{MetricsPage, TelemetryError},
 };
 use tokio_util::sync::CancellationToken;
