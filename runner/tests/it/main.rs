@@ -11,4 +11,5 @@ mod output;
 mod scene;
 mod settings;
 mod supervision;
+mod tls;
 mod token;

@@ -22,20 +22,20 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
 
-use crate::scene::{Agent as _, Scene, eventually};
+use crate::scene::{Agent as _, Scene, eventually, namespaces};
 
 /// What the runners of these tests sign in with: a service's static token.
 const SERVICE: &str = "service-token-of-the-tests";
 /// Who creates sessions and talks in them.
 const OPERATOR: &str = "operator-token-of-the-tests";
 
-const ECHO: &str = r#"while read -r line; do echo "you said $line"; done"#;
+pub(crate) const ECHO: &str = r#"while read -r line; do echo "you said $line"; done"#;
 
 /// An API server on a database file, with one session, behind a relay whose address stays.
-struct ApiServer {
-    scene: Scene,
+pub(crate) struct ApiServer {
+    pub(crate) scene: Scene,
     server: Running,
-    relay: Relay,
+    pub(crate) relay: Relay,
     session: String,
     people: Api,
     jwks: Option<String>,
@@ -74,7 +74,7 @@ async fn start_server(scene: &Scene, jwks: Option<&str>) -> (Running, SocketAddr
 }
 
 impl ApiServer {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with_jwks(None).await
     }
 
@@ -143,7 +143,7 @@ impl ApiServer {
         self.with_session(self.scene.runner(), io)
     }
 
-    fn with_session(&self, runner: Program, io: &str) -> Program {
+    pub(crate) fn with_session(&self, runner: Program, io: &str) -> Program {
         runner
             .env("SESSION_ID", &self.session)
             .env("AMBIENT_GRPC_ENABLED", "true")
@@ -164,11 +164,11 @@ impl ApiServer {
         pushed.unwrap().into_inner().seq
     }
 
-    async fn say(&self, text: &str) -> i64 {
+    pub(crate) async fn say(&self, text: &str) -> i64 {
         self.push("user", text).await
     }
 
-    async fn close_input(&self) {
+    pub(crate) async fn close_input(&self) {
         self.push("system", r#"{"custom_event":"ambient.input-closed"}"#)
             .await;
     }
@@ -201,7 +201,7 @@ impl ApiServer {
     }
 
     /// Waits for that many messages of a type, and gives all there are.
-    async fn payloads(&self, event_type: &str, number: usize) -> Vec<String> {
+    pub(crate) async fn payloads(&self, event_type: &str, number: usize) -> Vec<String> {
         let of_type = |messages: &[SessionMessage]| -> Vec<String> {
             let of_type = messages.iter().filter(|m| m.event_type == event_type);
             of_type.map(|m| m.payload.clone()).collect()
@@ -536,6 +536,72 @@ async fn a_stopped_runner_pushes_the_agents_last_words() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_started_again_goes_on_where_the_last_one_was() {
+    for resume in ["false", "true"] {
+        let idp = Idp::start().await;
+        let api = ApiServer::with_jwks(Some(idp.jwks_url())).await;
+        idp.set_life(Duration::from_secs(600));
+        api.scene.mount(&idp.token_of("runner"));
+        // The first that reads its input to the end waits to be started again.
+        let agent = r#"echo start
+            while read -r line; do echo "you said $line"; done
+            if [ -e ended ]; then exit 0; fi
+            touch ended; exec sleep 600"#;
+        let mut runner = api
+            .runner_without_token("lines")
+            .folder(api.scene.path("."))
+            .env("AMBIENT_ON_REFRESH", "restart")
+            .env("INITIAL_PROMPT", "do it")
+            .env("IS_RESUME", resume)
+            .agent(agent)
+            .start();
+        api.payloads("assistant", 1).await;
+        api.say("one").await;
+        let so_far = if resume == "false" { 3 } else { 2 };
+        api.payloads("assistant", so_far).await;
+
+        api.scene.mount(&idp.token_of("runner"));
+        api.payloads("assistant", so_far + 1).await;
+        api.say("two").await;
+        api.payloads("assistant", so_far + 2).await;
+
+        api.close_input().await;
+        let ended = api.scene.path("ended");
+        eventually("the end of input", || ended.exists().then_some(())).await;
+        api.scene.mount(&idp.token_of("runner"));
+        assert_eq!(runner.wait().await.code(), Some(0), "resume: {resume}");
+        let said = api.all("assistant").await;
+        let mut expected = vec!["start", "you said do it", "you said one"];
+        expected.extend(["start", "you said two", "start"]);
+        if resume == "true" {
+            expected.remove(1);
+        }
+        assert_eq!(said, expected, "resume: {resume}");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_could_not_be_pushed_make_an_end_in_order_a_failure() {
+    let mut api = ApiServer::start().await;
+    let mut runner = api
+        .runner("lines")
+        .agent("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+        .start();
+    api.payloads("assistant", 1).await;
+    api.die().await;
+    runner.signal(Signal::SIGTERM);
+    // After the 28 s in which it is tried.
+    assert_eq!(runner.wait().await.code(), Some(69));
+    let words = api.scene.last_words();
+    assert!(words.contains("could not be pushed"), "{words}");
+
+    api.come_back().await;
+    let mut runner = api.runner("lines").agent("exit 0").start();
+    assert_eq!(runner.wait().await.code(), Some(0));
+    assert_eq!(api.all("assistant").await, ["ready", "bye"]);
+}
+
+#[tokio::test]
 async fn a_full_disk_loses_nothing() {
     let api = ApiServer::start().await;
     let spool = api.scene.path("small");
@@ -548,6 +614,7 @@ async fn a_full_disk_loses_nothing() {
     );
     let agent = r#"n=0; while [ $n -lt 40 ]; do n=$((n+1)); echo "$n $(head -c 20000 /dev/zero | tr '\0' x)"; done"#;
     let mut runner = Program::at("unshare")
+        .args(namespaces())
         .args(["-m", "sh", "-c", &script, "runner", "--", "sh", "-c", agent])
         .env("AMBIENT_LOG_FORMAT", "json")
         .env("AMBIENT_BOT_TOKEN_FILE", api.scene.path("mount/bot-token"))

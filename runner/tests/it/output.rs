@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use ambient_testing::keypair::RsaKey;
 
-use crate::scene::{Agent as _, Answer, Endpoint, Scene, session_key};
+use crate::scene::{Agent as _, Answer, Endpoint, Scene, session_key, token};
 
 const TYPE: &str = r#"{"type":"user","message":"#;
 
@@ -65,19 +65,28 @@ async fn the_prompt_is_handed_over_in_the_environment_without_pipes_and_never_on
 #[tokio::test]
 async fn secrets_are_masked_in_all_that_an_agent_with_pipes_writes() {
     let scene = Scene::new();
-    let endpoint = Endpoint::start([], Answer::Token(Duration::from_secs(600))).await;
+    let life = Duration::from_secs(600);
+    let endpoint = Endpoint::start([], Answer::Token(life)).await;
+    scene.mount(&token("pushed", life));
     let script = r#"printf 'out %s.\n' "$(cat $AMBIENT_TOKEN_FILE)"
         printf 'err %s.\n' "$(cat $AMBIENT_TOKEN_FILE)" >&2
         printf 'key %s.\n' "$(cat $KEY)"
+        printf 'mounted %s.\n' "$(cat $MOUNTED)"
         printf 'no line break'"#;
     let mut runner = scene
         .runner_of(&endpoint)
         .env("AMBIENT_AGENT_IO", "lines")
         .env("KEY", scene.path("mount/session-key"))
+        .env("MOUNTED", scene.path("mount/bot-token"))
         .agent(script)
         .start();
     assert_eq!(runner.wait().await.code(), Some(0));
-    let expected = ["out [masked].", "key [masked].", "no line break"];
+    let expected = [
+        "out [masked].",
+        "key [masked].",
+        "mounted [masked].",
+        "no line break",
+    ];
     assert_eq!(runner.output(), expected);
     assert!(runner.log().contains(&"err [masked].".to_owned()));
 }

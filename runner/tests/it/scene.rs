@@ -261,6 +261,16 @@ pub(crate) async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<
     }
 }
 
+/// What `unshare` needs to make namespaces: as a user without rights, first one of users in which
+/// it has them. Where that is forbidden, `unshare` says so, and the test fails.
+pub(crate) fn namespaces() -> &'static [&'static str] {
+    if nix::unistd::geteuid().is_root() {
+        &[]
+    } else {
+        &["--user", "--map-root-user"]
+    }
+}
+
 /// Whether a process is there, zombies included.
 pub(crate) fn is_there(pid: &str) -> bool {
     Path::new("/proc").join(pid).exists()

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use ambient_testing::{keypair::RsaKey, programs::Program};
 
-use crate::scene::{Agent as _, Scene};
+use crate::scene::{Agent as _, Answer, Endpoint, Scene};
 
 /// A variable, its bad value, and what else is set.
 type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
@@ -28,6 +28,11 @@ async fn each_bad_setting_ends_with_78_and_one_line_that_names_it() {
         ("AMBIENT_CP_TOKEN_URL", url),
         ("AMBIENT_CP_TOKEN_PUBLIC_KEY", &pem),
     ];
+    let messages = [
+        ("AMBIENT_GRPC_ENABLED", "true"),
+        ("AMBIENT_GRPC_URL", "127.0.0.1:9"),
+        ("AMBIENT_AGENT_IO", "lines"),
+    ];
     let cases: &[Case] = &[
         ("SESSION_ID", "short", &[]),
         ("SESSION_ID", "with a space in it", &[]),
@@ -44,7 +49,10 @@ async fn each_bad_setting_ends_with_78_and_one_line_that_names_it() {
         ("BOT_TOKEN", "hunter2 with spaces", &[]),
         ("AMBIENT_TOKEN_TIMEOUT", "soon", &[]),
         ("AMBIENT_TOKEN_TIMEOUT", "0s", &[]),
+        ("AMBIENT_TOKEN_TIMEOUT", "500000000000y", &[]),
         ("AMBIENT_GRACE_PERIOD", "-1", &[]),
+        ("AMBIENT_GRACE_PERIOD", "500000000000y", &[]),
+        ("AMBIENT_GRACE_PERIOD", "366days", &[]),
         ("AMBIENT_AGENT_IO", "telepathy", &[]),
         ("AMBIENT_AGENT_TURNS", "3", &[]),
         ("AMBIENT_AGENT_TURNS", "many", &[]),
@@ -64,10 +72,14 @@ async fn each_bad_setting_ends_with_78_and_one_line_that_names_it() {
         ("IS_RESUME", "perhaps", &[]),
         ("TIMEOUT", "1h", &[]),
         ("TIMEOUT", "-3", &[]),
+        ("TIMEOUT", "18446744073709551615", &[]),
+        ("TIMEOUT", "31536001", &[]),
         ("LOG_LEVEL", "loud", &[]),
         ("AMBIENT_LOG_FORMAT", "xml", &[]),
         ("AMBIENT_TOKEN_FILE", "/", &[]),
         ("AMBIENT_TOKEN_FILE", "/proc/nowhere/token", &[]),
+        ("AMBIENT_SPOOL_DIR", "/proc/nowhere", &messages),
+        ("AMBIENT_SPOOL_DIR", "/etc/passwd", &messages),
     ];
     for (variable, value, more) in cases {
         let scene = Scene::new();
@@ -86,6 +98,50 @@ async fn each_bad_setting_ends_with_78_and_one_line_that_names_it() {
         assert!(!log.concat().contains("hunter2"), "{scenery}");
         assert_eq!(format!("ambient-runner: {}", scene.last_words()), *line);
     }
+}
+
+#[tokio::test]
+async fn a_spool_that_cannot_be_used_is_found_before_a_token_is_asked_for() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Silence).await;
+    let runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_GRPC_ENABLED", "true")
+        .env("AMBIENT_GRPC_URL", "127.0.0.1:9")
+        .env("AMBIENT_AGENT_IO", "lines")
+        .env("AMBIENT_SPOOL_DIR", "/proc/nowhere");
+    let (code, _) = refused(&scene, runner).await;
+    assert_eq!(code, 78);
+    let words = scene.last_words();
+    assert!(words.starts_with("AMBIENT_SPOOL_DIR: "), "{words}");
+    assert!(endpoint.requests().is_empty());
+}
+
+#[tokio::test]
+async fn the_longest_times_that_may_be_set_can_be_counted() {
+    let scene = Scene::new();
+    let mut runner = scene
+        .runner_with_token()
+        .env("TIMEOUT", "31536000")
+        .env("AMBIENT_GRACE_PERIOD", "365days")
+        .env("AMBIENT_TOKEN_TIMEOUT", "365days")
+        .agent("echo started; exec sleep 600")
+        .start();
+    runner.output_line("started").await;
+    runner.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(runner.wait().await.code(), Some(143));
+}
+
+#[test]
+fn help_that_nobody_reads_ends_in_order() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let help = std::process::Command::new(ambient_testing::programs::binary("ambient-runner"))
+        .arg("--help")
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!(help.status.code(), Some(0), "{help:?}");
 }
 
 #[tokio::test]

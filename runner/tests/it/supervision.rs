@@ -7,9 +7,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
-use crate::scene::{Agent as _, FIXED, Scene, eventually, is_there};
+use crate::scene::{Agent as _, Answer, Endpoint, FIXED, Scene, eventually, is_there, namespaces};
 
 /// The pid that a line of output ends with.
 async fn pid_after(runner: &mut Running, label: &str) -> String {
@@ -221,6 +221,42 @@ async fn many_children_at_once_leave_no_zombie_and_no_status_is_mixed_up() {
 }
 
 #[tokio::test]
+async fn a_connection_to_the_admin_port_does_not_change_the_exit_code() {
+    let scene = Scene::new();
+    let mut runner = scene
+        .runner_with_token()
+        .agent("read -r go; exit 0")
+        .start();
+    let admin = runner.listening("admin").await;
+    let mut half_open = TcpStream::connect(admin).await.unwrap();
+    half_open.write_all(b"GET /healthz HT").await.unwrap();
+    // Answered on another connection: the first was accepted before it.
+    let url = format!("http://{admin}/healthz");
+    assert!(reqwest::get(url).await.unwrap().status().is_success());
+    runner.write_line("go").await;
+    assert_eq!(runner.wait().await.code(), Some(0));
+    assert_eq!(scene.last_words(), "");
+}
+
+#[tokio::test]
+async fn a_file_tells_when_the_agent_has_been_started() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Status(500, None, "down")).await;
+    let started = scene.path("started");
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_STARTED_FILE", &started)
+        .agent("read -r go; exit 3")
+        .start();
+    eventually("a request", || endpoint.requests().pop()).await;
+    assert!(!started.exists(), "there is no token yet");
+    endpoint.now_says(Answer::Token(Duration::from_secs(600)));
+    eventually("the file", || started.exists().then_some(())).await;
+    runner.write_line("go").await;
+    assert_eq!(runner.wait().await.code(), Some(3));
+}
+
+#[tokio::test]
 async fn a_killed_runner_takes_the_agent_along() {
     let scene = Scene::new();
     let mut runner = scene
@@ -232,18 +268,16 @@ async fn a_killed_runner_takes_the_agent_along() {
     gone(&agent).await;
 }
 
-/// The runner as PID 1 of a process namespace of its own; none without the right to make one.
-fn as_pid_1(scene: &Scene, script: &str) -> Option<Program> {
-    let runner = binary("ambient-runner");
+/// The runner as PID 1 of a process namespace of its own.
+fn as_pid_1(scene: &Scene, script: &str) -> Program {
     let namespace = ["--pid", "--fork", "--kill-child", "--mount-proc"];
-    nix::unistd::geteuid().is_root().then(|| {
-        scene
-            .dress(Program::at("unshare"))
-            .env("BOT_TOKEN", FIXED)
-            .args(namespace)
-            .arg(runner)
-            .agent(script)
-    })
+    scene
+        .dress(Program::at("unshare"))
+        .env("BOT_TOKEN", FIXED)
+        .args(namespaces())
+        .args(namespace)
+        .arg(binary("ambient-runner"))
+        .agent(script)
 }
 
 #[tokio::test]
@@ -257,10 +291,7 @@ async fn as_pid_1_it_reaps_ends_all_and_passes_the_code_on() {
         trap 'exit 21' TERM
         echo waiting
         while :; do sleep 600 & wait $!; done"#;
-    let Some(program) = as_pid_1(&scene, script) else {
-        return;
-    };
-    let mut runner = program.start();
+    let mut runner = as_pid_1(&scene, script).start();
     runner.output_line("runner is 1").await;
     runner.output_line("here").await;
     runner.write_line("look").await;

@@ -252,13 +252,19 @@ async fn ready_only_with_a_valid_token_and_a_running_agent() {
     assert_eq!(get("/readyz").await.0, 200);
     let (_, metrics) = get("/metrics").await;
     for line in [
-        r#"ambient_runner_token_fetches_total{source="endpoint",result="ok"} 1"#,
-        r#"ambient_runner_token_fetches_total{source="endpoint",result="failed"}"#,
         r#"ambient_runner_token_handovers_total{result="ok"} 1"#,
         "ambient_runner_agent_starts_total 1",
         "ambient_runner_token_expiry_timestamp_seconds ",
     ] {
         assert!(metrics.contains(line), "{line} not in {metrics}");
+    }
+    for result in [r#"result="ok""#, r#"result="failed""#] {
+        let is_wanted = |line: &str| {
+            line.starts_with("ambient_runner_token_fetches_total{")
+                && line.contains(r#"source="endpoint""#)
+                && line.contains(result)
+        };
+        assert!(metrics.lines().any(is_wanted), "{result} not in {metrics}");
     }
     let now = Clock::system().now();
     let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -326,6 +332,33 @@ async fn on_refresh_a_command_runs_once_for_each_new_token() {
         })
         .await;
     assert_eq!(runner.output(), ["started"], "output of the command got in");
+}
+
+#[tokio::test]
+async fn a_refresh_command_that_hangs_does_not_hold_up_the_token_file() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(SHORT)).await;
+    let command = scene.path("on-refresh");
+    let log = scene.path("log");
+    let script = format!("#!/bin/sh\necho run >> {}\nexec sleep 600\n", log.display());
+    std::fs::write(&command, script).unwrap();
+    std::fs::set_permissions(&command, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env(
+            "AMBIENT_ON_REFRESH",
+            format!("command:{}", command.display()),
+        )
+        .agent(WAITS)
+        .start();
+    runner.output_line("started").await;
+    let runs = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("a run", || (!runs().is_empty()).then_some(())).await;
+
+    let different = never_expired(&scene, Duration::from_secs(6)).await;
+
+    assert!(different >= 3, "{different} tokens in 6 s");
+    assert_eq!(runs(), "run\n", "more than one at a time");
 }
 
 #[tokio::test]
