@@ -71,7 +71,9 @@ pub enum Standing {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The address is taken, or not ours.
-    #[error("cannot serve tokens on {address}; is the port taken? choose another with --token-listen")]
+    #[error(
+        "cannot serve tokens on {address}; is the port taken? choose another with --token-listen"
+    )]
     Listen {
         /// As asked for.
         address: SocketAddr,
