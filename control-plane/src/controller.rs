@@ -14,6 +14,7 @@ use std::{
 use ambient_shared::{
     api::Api,
     clock::Clock,
+    phase::Phase,
     proof::SessionKey,
     retry::Policy,
     session::SessionId,
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backend::{Backend, Observer},
     issuer::Issuer,
-    metrics::QUEUE_LENGTH,
+    metrics::{QUEUE_LENGTH, SESSIONS},
     queue::WorkQueue,
     reconcile::{
         Reconciler,
@@ -48,7 +49,7 @@ const TOKEN_LIMIT: Duration = Duration::from_secs(30);
 /// How long work that has begun may go on after the shutdown: below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// How often the queue's length is reported.
+/// How often the number of sessions and the queue's length are reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Gives the key of a session.
@@ -63,8 +64,10 @@ pub struct ControllerSettings {
     pub refresh: RefreshSettings,
     /// Time between two complete lists while the watch is healthy.
     pub resync: Duration,
-    /// How many sessions are provisioned or written back at once.
+    /// How many sessions are started at once.
     pub provision_workers: usize,
+    /// How many sessions' phases are written back at once.
+    pub write_back_workers: usize,
     /// How many sessions are stopped, confirmed or cleaned up at once.
     pub clean_up_workers: usize,
 }
@@ -76,6 +79,7 @@ impl Default for ControllerSettings {
             refresh: RefreshSettings::default(),
             resync: Duration::from_mins(5),
             provision_workers: 8,
+            write_back_workers: 8,
             clean_up_workers: 4,
         }
     }
@@ -188,10 +192,15 @@ impl Controller {
             }
         };
         let starting = share(&Handler::STARTING, settings.provision_workers);
+        let reporting = share(&Handler::REPORTING, settings.write_back_workers);
         let ending = share(&Handler::ENDING, settings.clean_up_workers);
         tasks.spawn(
             "workers that start sessions",
             starting.run(shutdown.clone()),
+        );
+        tasks.spawn(
+            "workers that report sessions",
+            reporting.run(shutdown.clone()),
         );
         tasks.spawn("workers that end sessions", ending.run(shutdown.clone()));
 
@@ -227,8 +236,8 @@ impl Controller {
         }
 
         tasks.spawn(
-            "queue report",
-            report_queue(Arc::clone(&due), shutdown.clone()),
+            "report",
+            report(cache.clone(), Arc::clone(&due), shutdown.clone()),
         );
         let feed = Feed::new(api, lister, cache, due, settings.resync, clock);
         tasks.spawn("session feed", feed.run(shutdown));
@@ -244,11 +253,20 @@ impl fmt::Debug for Controller {
     }
 }
 
-async fn report_queue(due: Arc<Due>, shutdown: CancellationToken) {
+/// Reports how much there is of what, now and then.
+async fn report(cache: SessionCache, due: Arc<Due>, shutdown: CancellationToken) {
     loop {
-        for handler in Handler::ALL {
-            #[expect(clippy::cast_precision_loss, reason = "a small number")]
-            gauge!(QUEUE_LENGTH, "handler" => handler.as_str()).set(due.queue.len(handler) as f64);
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        {
+            for handler in Handler::ALL {
+                gauge!(QUEUE_LENGTH, "handler" => handler.as_str())
+                    .set(due.queue.len(handler) as f64);
+            }
+            let sessions = cache.sessions();
+            for phase in Phase::ALL {
+                let count = sessions.iter().filter(|it| it.phase == phase).count();
+                gauge!(SESSIONS, "phase" => phase.as_str()).set(count as f64);
+            }
         }
         let pause = shutdown.run_until_cancelled(sleep(REPORT_INTERVAL));
         if pause.await.is_none() {

@@ -21,9 +21,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Shortest time from a failure to the next try when a fresh mark asks for one. A handler that
-/// fails may cause the very event that marks it again.
+/// Shortest time from a first failure to the next try when a fresh mark asks for one; doubles with
+/// each failure in a row. A handler that fails may cause the very event that marks it again.
 const MARKED_PAUSE: Duration = Duration::from_millis(250);
+
+/// What that grows to: how long news about an entry that keeps failing may have to wait.
+const MAX_MARKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Work by handler and key. Clones share it.
 #[derive(Debug)]
@@ -78,6 +81,14 @@ struct Failures {
     last: Instant,
 }
 
+impl Failures {
+    /// From the last failure to the earliest next try that a mark can ask for.
+    fn marked_pause(&self) -> Duration {
+        let doublings = self.count.saturating_sub(1).min(8);
+        (MARKED_PAUSE * 2_u32.pow(doublings)).min(MAX_MARKED_PAUSE)
+    }
+}
+
 /// What comes after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed {
@@ -127,7 +138,7 @@ where
     }
 
     /// Says that `handler` is to run for `key`: now, or once more if it runs at this moment. An
-    /// entry that waits after a failure is tried at once too, but not before [`MARKED_PAUSE`].
+    /// entry that waits after a failure is tried soon too, but never without a pause.
     pub(crate) fn mark(&self, handler: H, key: &K) {
         self.lock().mark(handler, key, Instant::now());
         self.0.changed.notify_waiters();
@@ -213,7 +224,7 @@ where
                 let Some(failures) = &entry.failures else {
                     return;
                 };
-                let earliest = now.max(failures.last + MARKED_PAUSE);
+                let earliest = now.max(failures.last + failures.marked_pause());
                 if earliest < turn.at {
                     let failures = entry.failures.take();
                     self.waiting(handler).remove(&turn);
@@ -241,15 +252,14 @@ where
             let Some(key) = self.waiting(handler).remove(&turn) else {
                 continue;
             };
-            let (stage, taken) = match self.processing.get_mut(&key) {
-                Some(parked) => {
-                    parked.push(handler);
-                    (Stage::Parked(turn), false)
-                }
-                None => {
-                    self.processing.insert(key.clone(), Vec::new());
-                    (Stage::Running { marked: false }, true)
-                }
+            let parked = self.processing.get_mut(&key);
+            let taken = parked.is_none();
+            let stage = if let Some(parked) = parked {
+                parked.push(handler);
+                Stage::Parked(turn)
+            } else {
+                self.processing.insert(key.clone(), Vec::new());
+                Stage::Running { marked: false }
             };
             if let Some(entry) = self.entries.get_mut(&(handler, key.clone())) {
                 entry.stage = stage;
@@ -286,7 +296,7 @@ where
         failures.last = now;
         let mut wait = failures.backoff.next_wait();
         if marked {
-            wait = wait.min(MARKED_PAUSE);
+            wait = wait.min(failures.marked_pause());
         }
         let failed = Failed {
             failures: failures.count,

@@ -93,9 +93,15 @@ impl Reconciler {
         if let Some(run) = self.backend.run_state(id) {
             let ended = matches!(run.status, RunStatus::Ended { .. });
             if run.generation > session.generation {
-                // What we know of the session is older than its run.
-                self.due.doubt(id);
-                return Ok(());
+                // Another control plane has seen more than we have; or the API server's database
+                // is an older one, to which this run means nothing.
+                self.confirm(id).await?;
+                match self.waiting(id) {
+                    Some(now) if now.generation == session.generation => {
+                        self.backend.remove(id).await?;
+                    }
+                    _ => return Ok(()),
+                }
             }
             if run.generation == session.generation {
                 if !(ended && session.phase == Phase::Pending) {
@@ -287,15 +293,17 @@ impl Reconciler {
         };
         let gone = answer.is_none();
         match self.cache.confirm(id, answer, since) {
-            Confirmed::Overtaken => return Err(ReconcileError::Overtaken),
-            Confirmed::Settled { changed } => {
-                if changed && gone {
+            Confirmed::Overtaken => Err(ReconcileError::Overtaken),
+            // Nothing new: whoever waits for another try has its own time for it.
+            Confirmed::Settled { changed: false } => Ok(()),
+            Confirmed::Settled { changed: true } => {
+                if gone {
                     info!("session is gone from the API server");
                 }
+                self.due.touch(id);
+                Ok(())
             }
         }
-        self.due.touch(id);
-        Ok(())
     }
 
     /// Removes what is left of a deleted session.

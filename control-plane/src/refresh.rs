@@ -178,7 +178,7 @@ impl Refresh {
         match timeout(limit, list).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                warn!(reason = %exit::report(&error), "refresh goes on without a list")
+                warn!(reason = %exit::report(&error), "refresh goes on without a list");
             }
             Err(_) => warn!("refresh goes on without a list: no answer in time"),
         }

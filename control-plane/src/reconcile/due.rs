@@ -38,10 +38,13 @@ impl Handler {
         Self::CleanUp,
     ];
 
-    /// What starts and reports: a share of its own.
-    pub(crate) const STARTING: [Self; 2] = [Self::Provision, Self::WriteBack];
+    /// What starts sessions: a share of the workers.
+    pub(crate) const STARTING: [Self; 1] = [Self::Provision];
 
-    /// What ends and clears away: the other share.
+    /// What reports: a share of its own, as starts wait for tokens and for the backend.
+    pub(crate) const REPORTING: [Self; 1] = [Self::WriteBack];
+
+    /// What ends and clears away: the last share.
     pub(crate) const ENDING: [Self; 3] = [Self::Stop, Self::Confirm, Self::CleanUp];
 
     /// The label in metrics.

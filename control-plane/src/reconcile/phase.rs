@@ -77,11 +77,6 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
     let own = run.filter(|run| run.generation == session.generation);
     let own = own.map(|run| &run.status);
     let status = match (session.phase, own) {
-        (Phase::Stopped | Phase::Completed | Phase::Failed, _) => return None,
-        // Being started, or (an ended run) started again without being counted: Provision's work.
-        (Phase::Pending | Phase::Creating, None | Some(RunStatus::Starting)) => return None,
-        (Phase::Pending, Some(RunStatus::Ended { .. })) => return None,
-        (Phase::Running, Some(RunStatus::Starting)) => return None,
         (Phase::Pending | Phase::Creating | Phase::Running, Some(RunStatus::Running { since })) => {
             running(*since)
         }
@@ -90,7 +85,12 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
         (Phase::Stopping, Some(RunStatus::Ended { at, end })) => stopped(Some(*at), Some(end)),
         // Nothing of this generation runs, but it is not stopped while something else does.
         (Phase::Stopping, None) if run.is_none_or(has_ended) => stopped(None, None),
-        (Phase::Stopping, _) => return None,
+        // It has ended, or there is nothing new: it is being started, or being stopped, or (Pending
+        // with an ended run) was started again without being counted, which is Provision's work.
+        (Phase::Stopped | Phase::Completed | Phase::Failed | Phase::Stopping, _)
+        | (Phase::Pending, None | Some(RunStatus::Starting | RunStatus::Ended { .. }))
+        | (Phase::Creating, None | Some(RunStatus::Starting))
+        | (Phase::Running, Some(RunStatus::Starting)) => return None,
     };
     (!is_reported(session, &status)).then_some(status)
 }

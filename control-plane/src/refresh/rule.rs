@@ -101,11 +101,11 @@ mod tests {
         SystemTime::UNIX_EPOCH + secs(seconds)
     }
 
-    fn times(issued: u64, expires: u64) -> Option<TokenTimes> {
-        Some(TokenTimes {
+    fn times(issued: u64, expires: u64) -> TokenTimes {
+        TokenTimes {
             issued_at: at(issued),
             expires_at: Some(at(expires)),
-        })
+        }
     }
 
     #[test]
@@ -134,9 +134,9 @@ mod tests {
         // 300 s to the next tick, 120 s for the kubelet, a tenth of 900 s: 510 s.
         let rule = Rule::new(Interval::Auto, Some(secs(900)), secs(120), at(0));
         assert_eq!(rule.min_life(), secs(510));
-        assert!(!rule.is_due(times(0, 900), at(390)));
-        assert!(rule.is_due(times(0, 900), at(391)));
-        assert!(rule.is_due(times(0, 900), at(2000)));
+        assert!(!rule.is_due(Some(times(0, 900)), at(390)));
+        assert!(rule.is_due(Some(times(0, 900)), at(391)));
+        assert!(rule.is_due(Some(times(0, 900)), at(2000)));
         assert!(rule.is_due(None, at(0)));
     }
 

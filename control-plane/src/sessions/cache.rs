@@ -29,6 +29,8 @@ struct Shared {
 struct State {
     entries: HashMap<SessionId, Entry>,
     revision: u64,
+    /// When the watch whose events arrive was opened.
+    watching_since: Revision,
 }
 
 struct Entry {
@@ -43,11 +45,13 @@ enum What {
     Tombstone {
         /// Whether nothing of it is left in the backend.
         cleaned: bool,
+        /// Whether an event told of it: then the watch has no older event of it on the way.
+        told: bool,
     },
 }
 
 /// A moment in the cache's life: before or after each change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Revision(u64);
 
 /// What became of a snapshot.
@@ -128,14 +132,14 @@ impl SessionCache {
     pub(crate) fn is_cleaned(&self, id: &SessionId) -> bool {
         let state = self.read();
         let entry = state.entries.get(id);
-        entry.is_some_and(|entry| matches!(entry.what, What::Tombstone { cleaned: true }))
+        entry.is_some_and(|entry| matches!(entry.what, What::Tombstone { cleaned: true, .. }))
     }
 
     /// Deleted sessions that are still to be cleaned up.
     pub(crate) fn uncleaned(&self) -> Vec<SessionId> {
         let state = self.read();
         let uncleaned = |(id, entry): (&SessionId, &Entry)| {
-            matches!(entry.what, What::Tombstone { cleaned: false }).then(|| id.clone())
+            matches!(entry.what, What::Tombstone { cleaned: false, .. }).then(|| id.clone())
         };
         state.entries.iter().filter_map(uncleaned).collect()
     }
@@ -182,37 +186,47 @@ impl SessionCache {
                 true
             }
             (None, _) => {
-                state.set(id.clone(), What::Tombstone { cleaned: false });
+                let (cleaned, told) = (false, false);
+                state.set(id.clone(), What::Tombstone { cleaned, told });
                 true
             }
         };
         Confirmed::Settled { changed }
     }
 
-    /// The session was deleted. Says whether that is news.
+    /// An event says that the session was deleted. Says whether that is news.
     pub(crate) fn delete(&self, id: &SessionId) -> bool {
         let mut state = self.write();
-        let known = state.entries.get(id);
-        if known.is_some_and(|entry| matches!(entry.what, What::Tombstone { .. })) {
+        if let Some(entry) = state.entries.get_mut(id)
+            && let What::Tombstone { told, .. } = &mut entry.what
+        {
+            *told = true;
             return false;
         }
-        state.set(id.clone(), What::Tombstone { cleaned: false });
+        let (cleaned, told) = (false, true);
+        state.set(id.clone(), What::Tombstone { cleaned, told });
         true
     }
 
-    /// Nothing of a deleted session is left. It is forgotten with the next complete list that
-    /// began after its deletion.
+    /// From now on events are those of a new watch: none is older than this moment.
+    pub(crate) fn watch_opened(&self) {
+        let mut state = self.write();
+        state.watching_since = Revision(state.revision);
+    }
+
+    /// Nothing of a deleted session is left. It is forgotten with a complete list that began after
+    /// its deletion, once no older event of it can be on the way.
     pub(crate) fn set_cleaned(&self, id: &SessionId) {
         // The revision stays: it is that of the deletion.
         if let Some(entry) = self.write().entries.get_mut(id)
-            && let What::Tombstone { cleaned } = &mut entry.what
+            && let What::Tombstone { cleaned, .. } = &mut entry.what
         {
             *cleaned = true;
         }
     }
 
-    /// A list that began at `since` is complete and had these sessions. Forgets tombstones that no
-    /// late page can bring back, and gives the sessions that should have been listed but were not:
+    /// A list that began at `since` is complete and had these sessions. Forgets tombstones that
+    /// nothing late can bring back, and gives the sessions that should have been listed but were not:
     /// deleted, or missed by pages that shifted.
     ///
     /// Lists come one at a time: of two at once, the older could bring back what the newer has
@@ -224,6 +238,7 @@ impl SessionCache {
     ) -> Vec<SessionId> {
         let mut state = self.write();
         let mut missing = Vec::new();
+        let watching_since = state.watching_since;
         state.entries.retain(|id, entry| match &entry.what {
             What::Live(_) => {
                 if entry.revision <= since && !seen.contains(id) {
@@ -231,9 +246,11 @@ impl SessionCache {
                 }
                 true
             }
-            What::Tombstone { cleaned } => {
+            What::Tombstone { cleaned, told } => {
+                let a_page_may_come = entry.revision > since;
+                let an_event_may_come = !told && entry.revision > watching_since;
                 // One that the list had is about to be asked for: keep it for the answer.
-                !cleaned || entry.revision > since || seen.contains(id)
+                !cleaned || a_page_may_come || an_event_may_come || seen.contains(id)
             }
         });
         drop(state);

@@ -20,7 +20,6 @@ use ambient_shared::{
     api::{Api, retry_of},
     clock::Clock,
     exit,
-    phase::Phase,
     proto::{self, EventType, SessionWatchEvent},
     retry::{Backoff, Policy, Retryable as _},
     session::{SessionHash, SessionId},
@@ -38,7 +37,7 @@ use super::{
     remote::call,
 };
 use crate::{
-    metrics::{LAST_LIST, LISTS, SESSIONS, WATCH_RECONNECTS},
+    metrics::{LAST_LIST, LISTS, WATCH_RECONNECTS},
     reconcile::due::Due,
 };
 
@@ -132,6 +131,8 @@ impl WatchError {
 struct Outcome {
     /// Sessions that were not as the cache had them.
     changed: HashSet<SessionId>,
+    /// Sessions that the cache had and the list did not.
+    missing: Vec<SessionId>,
     /// Sessions may have been missed.
     doubtful: bool,
 }
@@ -186,11 +187,12 @@ impl Feed {
             Ok(opened) => opened,
             Err(error) => return error,
         };
+        self.cache.watch_opened();
         debug!(certain, "watch of sessions open");
         let mut list: Option<BoxFuture<'_, Outcome>> = Some(Box::pin(self.list()));
         let mut next_list = Instant::now();
         // What a resync has shown and no event has told of yet, and until when it may.
-        let mut untold: Option<(HashSet<SessionId>, Instant)> = None;
+        let mut untold: Option<(Outcome, Instant)> = None;
         loop {
             let patience = untold.as_ref().map_or(next_list, |(_, until)| *until);
             let has_untold = untold.is_some();
@@ -208,7 +210,8 @@ impl Feed {
                     Some(Ok(event)) => {
                         let id = self.take_event(event);
                         if let (Some((untold, _)), Some(id)) = (&mut untold, id) {
-                            untold.remove(&id);
+                            untold.changed.remove(&id);
+                            untold.missing.retain(|missing| *missing != id);
                         }
                     }
                 },
@@ -220,12 +223,16 @@ impl Feed {
                     next_list = Instant::now() + wait;
                     if first {
                         *good_since = Some(Instant::now());
-                    } else if !outcome.changed.is_empty() {
-                        untold = Some((outcome.changed, Instant::now() + WATCH_LAG));
+                    } else if !(outcome.changed.is_empty() && outcome.missing.is_empty()) {
+                        untold = Some((outcome, Instant::now() + WATCH_LAG));
                     }
                 }
                 () = sleep_until(patience), if has_untold => {
-                    let missed = untold.take().map_or(0, |(untold, _)| untold.len());
+                    let missed = untold.take().map_or(0, |(untold, _)| {
+                        // Of those that the list did not have, some may have slipped through it.
+                        let is_gone = |id: &&SessionId| self.cache.is_deleted(id);
+                        untold.changed.len() + untold.missing.iter().filter(is_gone).count()
+                    });
                     if missed > 0 {
                         return WatchError::Deaf(missed);
                     }
@@ -353,14 +360,15 @@ impl Feed {
                 break;
             }
         }
-        let missing = self.cache.complete_list(&seen, began);
-        self.due.listed(&missing);
+        outcome.missing = self.cache.complete_list(&seen, began);
+        self.due.listed(&outcome.missing);
         info!(
             sessions = seen.len(),
-            missing = missing.len(),
+            missing = outcome.missing.len(),
             "list of sessions complete"
         );
-        self.report();
+        #[expect(clippy::cast_precision_loss, reason = "a moment in seconds")]
+        gauge!(LAST_LIST).set(self.clock.unix_seconds() as f64);
         Ok(outcome)
     }
 
@@ -410,21 +418,6 @@ impl Feed {
                     warn!(session = %hash, %reason, "session skipped");
                 }
                 None
-            }
-        }
-    }
-
-    fn report(&self) {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a moment in seconds, or a small number"
-        )]
-        {
-            gauge!(LAST_LIST).set(self.clock.unix_seconds() as f64);
-            let sessions = self.cache.sessions();
-            for phase in Phase::ALL {
-                let count = sessions.iter().filter(|it| it.phase == phase).count();
-                gauge!(SESSIONS, "phase" => phase.as_str()).set(count as f64);
             }
         }
     }

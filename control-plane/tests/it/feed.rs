@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ambient_shared::{phase::Phase, session::SessionId};
+use ambient_testing::faults::Mode;
 
 use crate::scene::{Call, Plan, Scene, count, id};
 
@@ -86,7 +87,7 @@ async fn events_lost_while_the_watch_was_down_are_healed_by_the_next_list() {
     scene.api.delete("session-gone");
     scene.api.create("session-new", |_| {});
     scene.api.change("session-stopped", |it| {
-        it.phase = Some("Stopping".to_owned())
+        it.phase = Some("Stopping".to_owned());
     });
     scene.api.set(|api| api.deaf = false);
     scene.api.cut_watches();
@@ -371,6 +372,56 @@ async fn sessions_that_cannot_be_used_stop_nobody_else() {
     scene.api.delete("with a space");
     scene.settle("session-b").await;
     assert_eq!(scene.backend.calls().len(), 2);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_that_hangs_is_healed_by_the_resync() {
+    let plan = Plan {
+        relay: true,
+        resync: Duration::from_secs(1),
+        ..Plan::default()
+    };
+    let scene = Scene::start(plan, |_, _| {}).await;
+    scene.settle("session-a").await;
+    let relay = scene.relay.as_ref().unwrap();
+
+    // Open, but nothing arrives any more.
+    relay.set(Mode::HalfOpen).await;
+    scene.api.create("session-b", |_| {});
+    scene
+        .until("it is known", |scene| {
+            scene.cache.get(&id("session-b")).is_some()
+        })
+        .await;
+
+    relay.set(Mode::Pass).await;
+    scene.until_phase("session-b", "Running").await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_reset_is_opened_again() {
+    let plan = Plan {
+        relay: true,
+        ..Plan::default()
+    };
+    let scene = Scene::start(plan, |_, _| {}).await;
+    scene.settle("session-a").await;
+    let relay = scene.relay.as_ref().unwrap();
+
+    relay.set(Mode::Refuse).await;
+    relay.reset();
+    scene.api.create("session-b", |_| {});
+    scene.api.delete("session-a");
+    relay.set(Mode::Pass).await;
+
+    scene.until_phase("session-b", "Running").await;
+    scene
+        .until("the other is removed", |scene| {
+            removed(scene) == [id("session-a")]
+        })
+        .await;
     scene.stop().await;
 }
 

@@ -267,6 +267,63 @@ async fn a_finished_run_is_not_taken_for_that_of_a_session_started_again() {
 }
 
 #[tokio::test]
+async fn a_run_that_the_api_server_knows_nothing_of_gives_way() {
+    // The API server's database is an older one: to it, the session waits for its first start.
+    let scene = scene(|api, backend| {
+        api.create("session-a", |_| {});
+        backend.runs("session-a", 3);
+    })
+    .await;
+    scene.until_phase("session-a", "Running").await;
+    let calls = [
+        Call::Remove(id("session-a")),
+        Call::Start(id("session-a"), 0),
+    ];
+    assert_eq!(scene.backend.calls(), calls);
+    assert!(scene.api.ask(|api| api.gets) < 10);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn phases_are_written_while_every_start_hangs() {
+    let scene = scene(|api, backend| {
+        api.create_in("session-running", "Running");
+        backend.runs("session-running", 0);
+        backend.close_gate();
+        for number in 0..20 {
+            api.create(&format!("session-{number:05}"), |_| {});
+        }
+    })
+    .await;
+    scene.until_phase("session-00007", "Creating").await;
+    scene.backend.ends("session-running", 0);
+    scene.until_phase("session-running", "Completed").await;
+    scene.backend.open_gate();
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_for_good_causes_no_storm() {
+    let scene = scene(|api, _| {
+        api.create("session-a", |_| {});
+        api.set(|api| api.refuses_writes = true);
+    })
+    .await;
+    scene
+        .until("some tries", |scene| scene.api.ask(|api| api.refused) >= 3)
+        .await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (refused, gets) = scene.api.ask(|api| (api.refused, api.gets));
+    assert!(
+        refused < 15 && gets < 15,
+        "{refused} writes, {gets} reads in 4 s"
+    );
+    scene.api.set(|api| api.refuses_writes = false);
+    scene.until_phase("session-a", "Running").await;
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn after_a_restart_the_controller_goes_on_where_it_was() {
     let scene = scene(|api, backend| {
         // Died between the write and the start; ran on; ended meanwhile; vanished.

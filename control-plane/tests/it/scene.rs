@@ -166,7 +166,6 @@ pub fn controller(
     issuer: &Arc<FakeIssuer>,
 ) -> (Controller, Api) {
     install_crypto_provider();
-    if std::env::var_os("DBG").is_some() { let _ = ambient_shared::telemetry::init_logs(ambient_shared::telemetry::LogFormat::Text, "ambient_control_plane=debug,h2=debug,tonic=debug,info"); }
     let resolver = Resolver::system();
     let address = GrpcAddress {
         address: grpc.to_owned(),

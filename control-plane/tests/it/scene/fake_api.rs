@@ -70,7 +70,7 @@ pub struct State {
     pub quiet: bool,
     /// Every call fails.
     pub down: bool,
-    /// GetSession fails.
+    /// `GetSession` fails.
     pub gets_fail: bool,
     /// Lists of all phases fail.
     pub full_lists_fail: bool,
@@ -80,6 +80,10 @@ pub struct State {
     pub failing_pages: (usize, u32),
     /// How many more writes of a status fail.
     pub failing_writes: usize,
+    /// Writes of a status are refused as wrong.
+    pub refuses_writes: bool,
+    /// How many were.
+    pub refused: usize,
     /// Most sessions on a page.
     pub page_cap: usize,
     /// Pages held back until [`FakeApi::send_pages`].
@@ -94,7 +98,7 @@ pub struct State {
     pub pages: usize,
     /// Pages held back now.
     pub held: usize,
-    /// GetSession calls.
+    /// `GetSession` calls.
     pub gets: usize,
     /// Requests that were restricted to one project.
     pub restricted: usize,
@@ -382,6 +386,11 @@ impl SessionService for FakeApi {
             if state.down || state.failing_writes > 0 {
                 state.failing_writes = state.failing_writes.saturating_sub(1);
                 return Err(Status::unavailable("as the test said"));
+            }
+            if state.refuses_writes {
+                state.refused += 1;
+                self.shared.changes.notify_waiters();
+                return Err(Status::failed_precondition("as the test said"));
             }
             let phase = request.phase.clone().unwrap_or_default();
             state.written.push((request.id.clone(), phase));
