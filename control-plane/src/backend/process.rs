@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use ambient_shared::{clock::Clock, session::SessionId};
+use ambient_shared::{
+    clock::Clock,
+    retry::{Backoff, Policy},
+    session::SessionId,
+};
 use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
 use rustix::process::Signal;
@@ -43,8 +47,13 @@ pub use launch::{MissingProgram, Programs};
 /// A sidecar looks at its file every second, whatever else wakes it.
 const LAG: Duration = Duration::from_secs(1);
 
-/// Pause before a folder that could not be looked at is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Waits before a folder that could not be looked at is looked at again.
+const LOOK_AGAIN: Policy = Policy {
+    initial: Duration::from_secs(1),
+    max: Duration::from_secs(30),
+    brief: Duration::MAX,
+    longest_asked: Duration::from_secs(30),
+};
 
 /// What the process backend needs to know.
 #[derive(Debug, Clone)]
@@ -334,6 +343,7 @@ impl Inner {
 
     /// Keeps the entry's state true until its run has ended.
     async fn follow(&self, entry: &Entry) {
+        let mut backoff = Backoff::new(LOOK_AGAIN);
         loop {
             let folder = entry.folder.clone();
             let state = match blocking(move || watch::look(&folder)).await {
@@ -349,17 +359,18 @@ impl Inner {
                         }
                         Err(error) => {
                             warn!(session = %entry.id.hash(), %error, "leftovers cannot be ended");
-                            sleep(LOOK_AGAIN).await;
+                            sleep(backoff.next_wait()).await;
                             continue;
                         }
                     }
                 }
                 Err(error) => {
                     warn!(session = %entry.id.hash(), %error, "session cannot be looked at");
-                    sleep(LOOK_AGAIN).await;
+                    sleep(backoff.next_wait()).await;
                     continue;
                 }
             };
+            backoff.reset();
             self.set(entry, Some(state.clone()));
             watch::wait_for_change(&entry.folder, &state).await;
         }

@@ -9,25 +9,23 @@ use ambient_shared::{
     api::{MESSAGE_ID, retry_of},
     phase::Phase,
     proto::{
-        self, CreateSessionRequest, EventType, GetSessionRequest, PushSessionMessageRequest,
-        SessionMessage, SessionWatchEvent, WatchSessionMessagesRequest, WatchSessionsRequest,
+        self, CreateSessionRequest, GetSessionRequest, PushSessionMessageRequest,
+        WatchSessionsRequest,
     },
-    retry::{Backoff, GaveUp, Policy, Retry, Retryable, retry},
+    retry::{GaveUp, Policy, Retry, Retryable, retry},
     session::{InvalidSessionId, SessionId},
 };
 use serde_json::json;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
-use tonic::{Request, Status, Streaming};
-use tracing::{debug, warn};
+use tokio::time::timeout;
+use tonic::{Request, Status};
+use tracing::debug;
+
+mod events;
+
+pub(crate) use events::{Event, Events};
 
 use super::Operator;
 use crate::reconcile::desired::AgentIo;
-
-/// Events that may wait for the terminal.
-const EVENTS: usize = 64;
 
 /// How long a call to our own API server is tried.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,15 +49,6 @@ const INPUT_CLOSED: &str = r#"{"custom_event":"ambient.input-closed"}"#;
 
 /// The event type of both.
 const SYSTEM: &str = "system";
-
-/// What happens in a session.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// It changed; the whole object.
-    Session(Box<proto::Session>),
-    /// A message, in order, each once.
-    Message(SessionMessage),
-}
 
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -241,134 +230,9 @@ impl Conversation {
     }
 }
 
-/// The events of a session that is being followed.
-pub(crate) struct Events {
-    conversation: Conversation,
-    watch: Option<Streaming<SessionWatchEvent>>,
-    made: proto::Session,
-}
-
-impl Events {
-    /// Both streams of events, to be run until dropped, and where they come out.
-    pub(crate) fn follow(self) -> (impl Future<Output = ()>, mpsc::Receiver<Event>) {
-        let (sender, receiver) = mpsc::channel(EVENTS);
-        let messages = follow_messages(self.conversation.clone(), sender.clone());
-        let sessions = follow_session(self.conversation, self.watch, self.made, sender);
-        let both = async move {
-            tokio::join!(messages, sessions);
-        };
-        (both, receiver)
-    }
-}
-
 /// Whether a session has ended for good, unless somebody starts it again.
 pub(crate) fn has_ended(session: &proto::Session) -> bool {
     Phase::of(session.phase.as_deref()).is_ok_and(Phase::is_terminal)
-}
-
-async fn follow_session(
-    conversation: Conversation,
-    mut watch: Option<Streaming<SessionWatchEvent>>,
-    made: proto::Session,
-    events: mpsc::Sender<Event>,
-) {
-    let mut backoff = Backoff::new(POLICY);
-    let mut last = made.clone();
-    if events.send(Event::Session(Box::new(made))).await.is_err() {
-        return;
-    }
-    loop {
-        if let Some(stream) = &mut watch {
-            match stream.message().await {
-                Ok(Some(event)) => {
-                    backoff.reset();
-                    let Some(session) = ours(&conversation, event) else {
-                        continue;
-                    };
-                    if session != last {
-                        last = session.clone();
-                        if events
-                            .send(Event::Session(Box::new(session)))
-                            .await
-                            .is_err()
-                        {
-                            return;
-                        }
-                    }
-                    continue;
-                }
-                Ok(None) => debug!("watch of sessions ended"),
-                Err(status) => debug!(%status, "watch of sessions broke off"),
-            }
-        }
-        sleep(backoff.next_wait()).await;
-        // Subscribe first, then look: nothing falls between.
-        let mut sessions = conversation.operator.api.sessions();
-        watch = limited(sessions.watch_sessions(WatchSessionsRequest {}))
-            .await
-            .inspect_err(|error| warn!(%error, "cannot watch sessions"))
-            .ok();
-        match conversation.session().await {
-            Ok(session) if session == last => {}
-            Ok(session) => {
-                last = session.clone();
-                if events
-                    .send(Event::Session(Box::new(session)))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            Err(error) => {
-                warn!(error = %ambient_shared::exit::report(&error), "cannot read the session");
-            }
-        }
-    }
-}
-
-fn ours(conversation: &Conversation, event: SessionWatchEvent) -> Option<proto::Session> {
-    if event.r#type == i32::from(EventType::Deleted) {
-        return None;
-    }
-    event.session.filter(|session| {
-        session
-            .metadata
-            .as_ref()
-            .is_some_and(|metadata| metadata.id == conversation.id.as_str())
-    })
-}
-
-async fn follow_messages(conversation: Conversation, events: mpsc::Sender<Event>) {
-    let mut backoff = Backoff::new(POLICY);
-    let mut after_seq = 0;
-    loop {
-        let mut sessions = conversation.operator.api.sessions();
-        let request = WatchSessionMessagesRequest {
-            session_id: conversation.id.as_str().to_owned(),
-            after_seq,
-        };
-        match limited(sessions.watch_session_messages(request)).await {
-            Ok(mut stream) => loop {
-                match stream.message().await {
-                    Ok(Some(message)) => {
-                        backoff.reset();
-                        after_seq = message.seq;
-                        if events.send(Event::Message(message)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(status) => {
-                        debug!(%status, "watch of messages broke off");
-                        break;
-                    }
-                }
-            },
-            Err(error) => warn!(%error, "cannot watch messages"),
-        }
-        sleep(backoff.next_wait()).await;
-    }
 }
 
 fn request(new: &NewSession) -> CreateSessionRequest {

@@ -24,7 +24,7 @@ use tracing::warn;
 use super::{
     Local, LocalError, Operator,
     conversation::{Conversation, Event, NewSession},
-    ending::{End, Interrupts, LOOK, end_at_once, exit_code},
+    ending::{End, Interrupts, LOOK, Made, end_at_once, exit_code, with_servers},
     run::follow_log,
 };
 use crate::{
@@ -57,10 +57,7 @@ const LOG_LINES: usize = 64;
 ///
 /// # Errors
 /// When it cannot be run, or what carries it breaks.
-pub(super) async fn run(
-    settings: &LocalSettings,
-    metrics: MetricsPage,
-) -> Result<u8, LocalError> {
+pub(super) async fn run(settings: &LocalSettings, metrics: MetricsPage) -> Result<u8, LocalError> {
     let mut line = TimeLine::new();
     // First of all: a folder that was made must be removed even after an early Ctrl-C.
     let interrupts = Interrupts::new()?;
@@ -68,21 +65,16 @@ pub(super) async fn run(
     TimeLine::head(&local);
     let backend = local.backend.clone();
     let operator = local.operator.clone();
-    let servers = CancellationToken::new();
-    let talk = async {
-        let result = watch(&mut line, operator, backend, interrupts).await;
-        servers.cancel();
-        result
-    };
-    let (shown, served) = tokio::join!(talk, local.run(servers.clone()));
-    served?.close()?;
-    shown
+    let made = Made::default();
+    let talk = watch(&mut line, operator, backend, &made, interrupts);
+    with_servers(local, &made, talk).await
 }
 
 async fn watch(
     line: &mut TimeLine,
     operator: Operator,
     backend: Arc<ProcessBackend>,
+    made: &Made,
     mut interrupts: Interrupts,
 ) -> Result<u8, LocalError> {
     let new = NewSession {
@@ -96,6 +88,8 @@ async fn watch(
         ],
     };
     let (conversation, events) = Conversation::begin(operator, &new).await?;
+    // Set once, here.
+    let _ = made.set(conversation.id().clone());
     let ended = CancellationToken::new();
     let mut tasks = Tasks::new(ended.clone());
     let (follow_events, mut events) = events.follow();
@@ -122,7 +116,7 @@ async fn watch(
             biased;
             () = interrupts.next() => {
                 if stop_asked {
-                    return end_at_once(&conversation, &backend).await;
+                    return Ok(end_at_once(made, &backend).await);
                 }
                 stop_asked = true;
                 conversation.stop().await?;

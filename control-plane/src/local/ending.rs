@@ -1,19 +1,24 @@
 //! The end of a session that ends with this program: seen, asked for, or made.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use ambient_shared::{
     exit,
     proto::{self, SessionMessage},
+    session::SessionId,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{
-    LocalError,
+    Local, LocalError,
     conversation::{Conversation, has_ended},
 };
 use crate::backend::{Backend as _, RunEnd, RunStatus, process::ProcessBackend};
@@ -92,24 +97,60 @@ impl End {
     }
 }
 
-/// Second Ctrl-C.
-pub(super) async fn end_at_once(
-    conversation: &Conversation,
-    backend: &ProcessBackend,
-) -> Result<u8, LocalError> {
+/// The session that a run is about, once it is made.
+pub(super) type Made = Arc<OnceLock<SessionId>>;
+
+/// Runs the servers beside `talk` until that ends, however it ends; then nothing of its session
+/// runs any more, and a temporary data folder is gone.
+///
+/// # Errors
+/// Those of `talk`, or of the servers: without them there is nothing to talk with.
+pub(super) async fn with_servers<T>(local: Local, made: &Made, talk: T) -> Result<u8, LocalError>
+where
+    T: Future<Output = Result<u8, LocalError>>,
+{
+    let backend = local.backend.clone();
+    let servers = CancellationToken::new();
+    let serving = local.run(servers.clone());
+    tokio::pin!(serving);
+    let (talked, served) = tokio::select! {
+        biased;
+        talked = talk => {
+            if talked.is_err() {
+                end_run(&backend, made).await;
+            }
+            servers.cancel();
+            (talked, serving.await)
+        }
+        served = &mut serving => (Ok(exit::SOFTWARE), served),
+    };
+    // No controller is left that could start anything; what it was just starting ends too.
+    end_run(&backend, made).await;
+    served?.close()?;
+    talked
+}
+
+/// Second Ctrl-C: the exit code of a program that it ended.
+pub(super) async fn end_at_once(made: &Made, backend: &ProcessBackend) -> u8 {
+    end_run(backend, made).await;
+    // 2 is SIGINT's number.
+    exit::SIGNAL_BASE + 2
+}
+
+/// Ends the session's processes without any grace, and waits for that.
+async fn end_run(backend: &ProcessBackend, made: &Made) {
+    let Some(id) = made.get() else { return };
     let deadline = Instant::now() + KILL_LIMIT;
     while Instant::now() < deadline {
-        let state = backend.run_state(conversation.id());
+        let state = backend.run_state(id);
         if state.is_none_or(|state| matches!(state.status, RunStatus::Ended { .. })) {
-            break;
+            return;
         }
-        if let Err(error) = backend.kill(conversation.id()).await {
+        if let Err(error) = backend.kill(id).await {
             warn!(error = %exit::report(&error), "session cannot be killed");
         }
         sleep(LOOK).await;
     }
-    // 2 is SIGINT's number.
-    Ok(exit::SIGNAL_BASE + 2)
 }
 
 /// The agent's exit code; says on stderr why it is not 0.

@@ -53,7 +53,7 @@ pub(super) async fn lines(
                 }
                 offset += read as u64;
                 pending.extend_from_slice(&chunk[..read]);
-                while let Some(line) = take_line(&mut pending) {
+                for line in take_lines(&mut pending) {
                     if lines.send(line).await.is_err() {
                         return Ok(());
                     }
@@ -71,14 +71,19 @@ pub(super) async fn lines(
     }
 }
 
-fn take_line(pending: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let end = pending.iter().position(|byte| *byte == b'\n');
-    if let Some(end) = end {
-        let mut line: Vec<u8> = pending.drain(..=end).collect();
-        line.pop();
-        return Some(line);
-    }
-    (pending.len() >= LONGEST_LINE).then(|| std::mem::take(pending))
+/// The lines that are complete, without their ends; what is left in `pending` is not.
+fn take_lines(pending: &mut Vec<u8>) -> Vec<Vec<u8>> {
+    let complete = match pending.iter().rposition(|byte| *byte == b'\n') {
+        Some(end) => end + 1,
+        None if pending.len() >= LONGEST_LINE => return vec![std::mem::take(pending)],
+        None => return Vec::new(),
+    };
+    let rest = pending.split_off(complete);
+    let taken = std::mem::replace(pending, rest);
+    taken
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\n").unwrap_or(line).to_vec())
+        .collect()
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tracing::{error, warn};
 use super::{
     Local, LocalError, Operator,
     conversation::{Conversation, Event, NewSession},
-    ending::{End, Interrupts, LOOK, end_at_once, exit_code},
+    ending::{End, Interrupts, LOOK, Made, end_at_once, exit_code, with_servers},
     follow,
 };
 use crate::{
@@ -58,25 +58,21 @@ pub(super) async fn run(
         turns,
         environment: Vec::new(),
     };
-    let servers = CancellationToken::new();
-    let talk = async {
-        let result = converse(operator, backend, &new, interrupts).await;
-        servers.cancel();
-        result
-    };
-    let (talked, served) = tokio::join!(talk, local.run(servers.clone()));
-    // When the servers broke, that is why the talk broke off.
-    served?.close()?;
-    talked
+    let made = Made::default();
+    let talk = converse(operator, backend, &new, &made, interrupts);
+    with_servers(local, &made, talk).await
 }
 
 async fn converse(
     operator: Operator,
     backend: Arc<ProcessBackend>,
     new: &NewSession,
+    made: &Made,
     mut interrupts: Interrupts,
 ) -> Result<u8, LocalError> {
     let (conversation, events) = Conversation::begin(operator, new).await?;
+    // Set once, here.
+    let _ = made.set(conversation.id().clone());
     let ended = CancellationToken::new();
     let mut tasks = Tasks::new(ended.clone());
     let (follow_events, mut events) = events.follow();
@@ -103,7 +99,7 @@ async fn converse(
             biased;
             () = interrupts.next() => {
                 if stop_asked {
-                    return end_at_once(&conversation, &backend).await;
+                    return Ok(end_at_once(made, &backend).await);
                 }
                 stop_asked = true;
                 conversation.stop().await?;
