@@ -48,7 +48,7 @@ pub(super) async fn asked(
                     });
                 }
                 Err(_) => {
-                    info!(address = %kept, "address of the last start is in use; another one is taken")
+                    info!(address = %kept, "address of the last start is in use; another one is taken");
                 }
             }
         } else if *asked != kept && needed {

@@ -67,7 +67,7 @@ pub(super) async fn run(settings: &LocalSettings, metrics: MetricsPage) -> Resul
     let operator = local.operator.clone();
     let made = Made::default();
     let talk = watch(&mut line, operator, backend, &made, interrupts);
-    with_servers(local, &made, talk).await
+    Box::pin(with_servers(local, &made, talk)).await
 }
 
 async fn watch(

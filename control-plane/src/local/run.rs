@@ -60,7 +60,7 @@ pub(super) async fn run(
     };
     let made = Made::default();
     let talk = converse(operator, backend, &new, &made, interrupts);
-    with_servers(local, &made, talk).await
+    Box::pin(with_servers(local, &made, talk)).await
 }
 
 async fn converse(
