@@ -275,3 +275,14 @@ pub(crate) fn namespaces() -> &'static [&'static str] {
 pub(crate) fn is_there(pid: &str) -> bool {
     Path::new("/proc").join(pid).exists()
 }
+
+/// Whether a process runs. One that has ended may still be a zombie for a moment when its parent
+/// is gone too.
+pub(crate) fn is_running(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+    let state = stat.ok().and_then(|stat| {
+        let (_, fields) = stat.rsplit_once(") ")?;
+        fields.chars().next()
+    });
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}

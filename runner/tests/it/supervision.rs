@@ -9,7 +9,9 @@ use nix::{
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
-use crate::scene::{Agent as _, Answer, Endpoint, FIXED, Scene, eventually, is_there, namespaces};
+use crate::scene::{
+    Agent as _, Answer, Endpoint, FIXED, Scene, eventually, is_running, is_there, namespaces,
+};
 
 /// The pid that a line of output ends with.
 async fn pid_after(runner: &mut Running, label: &str) -> String {
@@ -140,7 +142,7 @@ async fn an_agent_that_does_not_end_is_killed_with_all_it_started() {
     runner.signal(Signal::SIGTERM);
     assert_eq!(runner.wait().await.code(), Some(137));
     assert!(asked.elapsed() >= Duration::from_millis(700));
-    assert!(!is_there(&other), "{other} was left behind");
+    assert!(!is_running(&other), "{other} was left behind");
 }
 
 #[tokio::test]
@@ -200,7 +202,7 @@ async fn orphans_are_reaped_and_leftovers_ended() {
 
     runner.write_line("end").await;
     assert_eq!(runner.wait().await.code(), Some(3));
-    assert!(!is_there(&long), "{long} was left behind");
+    assert!(!is_running(&long), "{long} was left behind");
 }
 
 #[tokio::test]
