@@ -7,7 +7,7 @@ use ambient_control_plane::{
     local::{self, LocalError, shim},
     settings::{self, Action, LocalSettings, LogSettings},
 };
-use ambient_shared::{client, exit, settings::NoSettings, telemetry};
+use ambient_shared::{client, exit, harden, settings::NoSettings, telemetry};
 use anyhow::Context as _;
 
 const PROGRAM: &str = "ambient-control-plane";
@@ -47,6 +47,7 @@ fn init(log: &LogSettings) -> anyhow::Result<()> {
 }
 
 fn local(settings: LocalSettings) -> anyhow::Result<u8> {
+    harden::no_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -64,11 +64,11 @@ pub struct LocalSettings {
     /// Folder of all state. None: a temporary one.
     pub data_dir: Option<PathBuf>,
     /// Where the API server's REST listens.
-    pub api_listen: SocketAddr,
+    pub api_listen: Listen,
     /// Where the API server's gRPC listens.
-    pub grpc_listen: SocketAddr,
+    pub grpc_listen: Listen,
     /// Where the token endpoint listens.
-    pub token_listen: SocketAddr,
+    pub token_listen: Listen,
     /// The refresh ticker's interval.
     pub refresh: Interval,
     /// Where tokens come from.
@@ -95,6 +95,15 @@ pub struct LocalSettings {
     pub passed_on: BTreeMap<String, String>,
     /// What is logged.
     pub log: LogSettings,
+}
+
+/// Where a server of local mode listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Whether it was asked for. If not, it gives way to the address of the last start.
+    pub asked: bool,
 }
 
 /// Kinds of local mode.
@@ -219,6 +228,10 @@ fn check(
                 .unwrap_or_default()
         },
     );
+    // What is malformed cannot contradict.
+    if mode == Mode::Demo && faults.0.is_empty() {
+        demo_faults(&flags, token_ttl, refresh, faults);
+    }
     let issuer = issuer(&flags, token_ttl, &mode, secrets, faults);
     let agent_command = flags
         .agent_command
@@ -257,7 +270,7 @@ fn check(
         Mode::Demo => Some("info".to_owned()),
         Mode::Serve | Mode::Run { .. } => flags.runner_log_level,
     };
-    LocalSettings {
+    let settings = LocalSettings {
         mode,
         data_dir,
         api_listen: api,
@@ -276,7 +289,9 @@ fn check(
         runner_log_level,
         passed_on: passed_on(&environment),
         log,
-    }
+    };
+    faults.0.extend(api_server_faults(&settings));
+    settings
 }
 
 fn mode(demo: bool, mode: Option<raw::LocalVerb>, faults: &mut Faults) -> Mode {
@@ -304,7 +319,34 @@ fn mode(demo: bool, mode: Option<raw::LocalVerb>, faults: &mut Faults) -> Mode {
     }
 }
 
-fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [SocketAddr; 3] {
+/// The demo shows renewals by pull and by push, so it must have both.
+fn demo_faults(
+    flags: &raw::Flags,
+    token_ttl: Option<Duration>,
+    refresh: Interval,
+    faults: &mut Faults,
+) {
+    if flags
+        .cp_token_issuer
+        .as_deref()
+        .is_some_and(|kind| kind != "minted")
+    {
+        faults.add("CP_TOKEN_ISSUER", "the demo shows minted tokens only");
+    }
+    let longest = crate::local::demo::TOKEN_TTL;
+    if token_ttl.is_some_and(|life| life > longest) {
+        let longest = longest.as_secs();
+        faults.add(
+            "--token-ttl",
+            format!("the demo is over before tokens of more than {longest}s are renewed twice"),
+        );
+    }
+    if refresh == Interval::Off {
+        faults.add("--refresh-interval", "the demo shows renewals by push");
+    }
+}
+
+fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [Listen; 3] {
     let given = [
         ("--api-listen", &flags.api_listen),
         ("--grpc-listen", &flags.grpc_listen),
@@ -331,7 +373,27 @@ fn listens(flags: &raw::Flags, serve: bool, faults: &mut Faults) -> [SocketAddr;
             );
         }
     }
-    addresses
+    let mut given = given.iter();
+    addresses.map(|address| Listen {
+        address,
+        asked: given.next().is_some_and(|(_, text)| text.is_some()),
+    })
+}
+
+/// What the API server would refuse: asked before anything is made.
+fn api_server_faults(settings: &LocalSettings) -> Vec<String> {
+    ambient_api_server::Settings {
+        database: ambient_api_server::Database::Memory,
+        jwks: settings.jwks.clone(),
+        issuer: settings.jwt_issuers.clone(),
+        audience: settings.jwt_audiences.clone(),
+        admins: settings.admins.clone(),
+        service_account: settings.service_account.clone(),
+        // There will be one, made with the data folder.
+        operator_token: Some(SecretString::from("operator")),
+        ..ambient_api_server::Settings::default()
+    }
+    .faults()
 }
 
 fn issuer(

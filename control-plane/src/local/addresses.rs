@@ -25,20 +25,21 @@ pub(super) async fn asked(
     data: &DataDir,
 ) -> Result<Addresses, LocalError> {
     let mut asked = Addresses {
-        rest: settings.api_listen,
-        grpc: settings.grpc_listen,
-        token: settings.token_listen,
+        rest: settings.api_listen.address,
+        grpc: settings.grpc_listen.address,
+        token: settings.token_listen.address,
     };
     let Some(kept) = data.addresses()? else {
         return Ok(asked);
     };
     let needed = sessions_run(data);
-    for (asked, kept) in [
-        (&mut asked.rest, kept.rest),
-        (&mut asked.grpc, kept.grpc),
-        (&mut asked.token, kept.token),
+    for (listen, asked, kept) in [
+        (settings.api_listen, &mut asked.rest, kept.rest),
+        (settings.grpc_listen, &mut asked.grpc, kept.grpc),
+        (settings.token_listen, &mut asked.token, kept.token),
     ] {
-        if asked.port() == 0 && asked.ip() == kept.ip() {
+        let any_port = asked.port() == 0 && asked.ip() == kept.ip();
+        if any_port || !listen.asked {
             match free(kept, needed).await {
                 Ok(()) => *asked = kept,
                 Err(source) if needed => {

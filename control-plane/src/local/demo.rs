@@ -28,7 +28,9 @@ use super::{
     run::follow_log,
 };
 use crate::{
-    backend::process::ProcessBackend, reconcile::desired::AgentIo, settings::LocalSettings,
+    backend::process::ProcessBackend,
+    reconcile::desired::AgentIo,
+    settings::{IssuerSettings, LocalSettings},
 };
 
 /// Life of the demo's tokens: short, so that two pass while one looks on.
@@ -62,16 +64,22 @@ pub(super) async fn run(settings: &LocalSettings, metrics: MetricsPage) -> Resul
     // First of all: a folder that was made must be removed even after an early Ctrl-C.
     let interrupts = Interrupts::new()?;
     let local = Local::bind(settings, metrics).await?;
-    TimeLine::head(&local);
+    let life = match settings.issuer {
+        IssuerSettings::Minted { life } => life,
+        IssuerSettings::Static { .. } | IssuerSettings::Oidc { .. } => TOKEN_TTL,
+    };
+    TimeLine::head(&local, life);
+    let agent = local.data().demo_agent()?;
     let backend = local.backend.clone();
     let operator = local.operator.clone();
     let made = Made::default();
-    let talk = watch(&mut line, operator, backend, &made, interrupts);
+    let talk = watch(&mut line, agent, operator, backend, &made, interrupts);
     Box::pin(with_servers(local, &made, talk)).await
 }
 
 async fn watch(
     line: &mut TimeLine,
+    agent: Vec<String>,
     operator: Operator,
     backend: Arc<ProcessBackend>,
     made: &Made,
@@ -79,7 +87,7 @@ async fn watch(
 ) -> Result<u8, LocalError> {
     let new = NewSession {
         name: "demo",
-        command: None,
+        command: Some(agent),
         io: AgentIo::StreamJson,
         turns: 0,
         environment: vec![
@@ -194,10 +202,10 @@ impl TimeLine {
         }
     }
 
-    fn head(local: &Local) {
+    fn head(local: &Local, life: Duration) {
         out(&format!(
             "One session on this machine; its tokens live {} s. State is in {}\n",
-            TOKEN_TTL.as_secs(),
+            life.as_secs(),
             local.data().path().display()
         ));
         out("   time  what      \n");

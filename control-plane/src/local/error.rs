@@ -65,9 +65,10 @@ impl LocalError {
     /// The exit code that says whose fault it is.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::DataDir(DataDirError::Malformed { .. }) | Self::Token(_) | Self::Programs(_) => {
-                exit::CONFIG
-            }
+            Self::DataDir(DataDirError::Malformed { .. })
+            | Self::Server(StartError::Settings(_))
+            | Self::Token(_)
+            | Self::Programs(_) => exit::CONFIG,
             Self::Keys(error) => match error {
                 KeypairError::Malformed { .. }
                 | KeypairError::Incomplete { .. }

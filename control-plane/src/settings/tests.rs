@@ -43,9 +43,15 @@ fn local_has_fixed_ports_and_a_folder_of_the_user() {
         settings.data_dir,
         Some("/home/me/.local/state/ambient".into())
     );
-    assert_eq!(settings.api_listen, ([127, 0, 0, 1], 8000).into());
-    assert_eq!(settings.grpc_listen, ([127, 0, 0, 1], 8001).into());
-    assert_eq!(settings.token_listen, ([127, 0, 0, 1], 8080).into());
+    for (listen, port) in [
+        (settings.api_listen, 8000),
+        (settings.grpc_listen, 8001),
+        (settings.token_listen, 8080),
+    ] {
+        let address = ([127, 0, 0, 1], port).into();
+        let asked = false;
+        assert_eq!(listen, Listen { address, asked });
+    }
     assert_eq!(settings.refresh, Interval::Auto);
     assert!(matches!(
         settings.issuer,
@@ -107,7 +113,7 @@ fn run_takes_flags_before_and_behind_the_word() {
             "{arguments:?}"
         );
         assert_eq!(settings.data_dir, Some("/d".into()));
-        assert_eq!(settings.api_listen.port(), 0);
+        assert_eq!(settings.api_listen.address.port(), 0);
         assert!(matches!(settings.issuer, IssuerSettings::Minted { life } if life.as_secs() == 6));
     }
 }
@@ -265,4 +271,56 @@ fn addresses_are_loopback_unless_told() {
 fn hash_is_that_of_the_logs() {
     let read = read(["ambient-control-plane", "hash", "abc"].map(Into::into));
     assert!(matches!(read, Ok(Action::Hash(hash)) if hash.to_string() == "ba7816bf8f01"));
+}
+
+#[test]
+fn what_the_api_server_would_refuse_is_found_before_it_starts() {
+    let arguments = [
+        "local",
+        "--jwks",
+        "/no/such/file.json",
+        "--admins",
+        "system:admin",
+    ];
+    let faults = faults(&arguments);
+    assert!(
+        faults.iter().any(|line| line.starts_with("AMBIENT_JWKS: ")),
+        "{faults:?}"
+    );
+    assert!(
+        faults
+            .iter()
+            .any(|line| line.starts_with("AMBIENT_ADMINS: ")),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn a_demo_that_could_not_show_its_renewals_is_refused() {
+    for (arguments, setting) in [
+        (["local", "--demo", "--token-ttl", "15m"], "--token-ttl: "),
+        (
+            ["local", "--demo", "--refresh-interval", "off"],
+            "--refresh-interval: ",
+        ),
+        (
+            ["local", "--demo", "--cp-token-issuer", "static"],
+            "CP_TOKEN_ISSUER: ",
+        ),
+    ] {
+        let faults = faults(&arguments);
+        assert!(faults[0].starts_with(setting), "{faults:?}");
+    }
+    assert!(local(&["local", "--demo", "--token-ttl", "4s"], &[("HOME", "/h")]).is_ok());
+}
+
+#[test]
+fn an_address_that_was_asked_for_is_told_from_a_default() {
+    let settings = local(
+        &["local", "--api-listen", "127.0.0.1:8000"],
+        &[("HOME", "/h")],
+    )
+    .unwrap();
+    assert!(settings.api_listen.asked);
+    assert!(!settings.grpc_listen.asked);
 }
