@@ -9,6 +9,7 @@ use ambient_shared::{
     client::install_crypto_provider,
     clock::Clock,
     exit,
+    harden::no_core_dumps,
     settings::NoSettings,
     tasks::cancel_on_signal,
     telemetry::{init_logs, init_metrics},
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 const PROGRAM: &str = "ambient-api-server";
 
 fn main() -> ExitCode {
+    no_core_dumps();
     install_crypto_provider();
     let arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
