@@ -74,6 +74,10 @@ struct WireCondition {
 ///
 /// `run` is the run as last seen, of whatever generation.
 pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<Status> {
+    if run.is_some_and(|run| run.status == RunStatus::Unknown) {
+        // It may run well.
+        return None;
+    }
     let own = run.filter(|run| run.generation == session.generation);
     let own = own.map(|run| &run.status);
     let status = match (session.phase, own) {
@@ -87,7 +91,8 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
         (Phase::Stopping, None) if run.is_none_or(has_ended) => stopped(None, None),
         // It has ended, or there is nothing new: it is being started, or being stopped, or (Pending
         // with an ended run) was started again without being counted, which is Provision's work.
-        (Phase::Stopped | Phase::Completed | Phase::Failed | Phase::Stopping, _)
+        (_, Some(RunStatus::Unknown))
+        | (Phase::Stopped | Phase::Completed | Phase::Failed | Phase::Stopping, _)
         | (Phase::Pending, None | Some(RunStatus::Starting | RunStatus::Ended { .. }))
         | (Phase::Creating, None | Some(RunStatus::Starting))
         | (Phase::Running, Some(RunStatus::Starting)) => return None,
@@ -232,6 +237,9 @@ pub(crate) fn request(
             .or_else(|| status.phase.is_terminal().then_some(now))
             .map(Into::into),
         conditions: Some(with_condition(session, &status.condition, now)),
+        // Names the start that this is news of: our server refuses it once there was another, so
+        // that a write whose answer was lost, sent again, ends no session that runs anew.
+        sdk_restart_count: session.object.sdk_restart_count,
         ..Default::default()
     }
 }

@@ -188,3 +188,11 @@ fn conditions_of_others_are_kept_and_a_transition_has_its_time() {
         "1970-01-01T00:00:30Z"
     );
 }
+
+#[test]
+fn a_report_names_the_start_that_it_is_about() {
+    let before = session(Phase::Running, 3);
+    let status = unreported(&before, Some(&run(3, ended_run(0)))).unwrap();
+    let written = request(&before, &status, at(300));
+    assert_eq!(written.sdk_restart_count, Some(3));
+}
