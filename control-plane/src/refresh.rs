@@ -21,7 +21,7 @@ use ambient_shared::{
 use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info, info_span, warn};
+use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials, RunStatus},
@@ -37,9 +37,12 @@ use crate::{
 };
 
 mod rule;
+mod tick;
 
 pub use rule::Interval;
 pub(crate) use rule::Rule;
+use tick::Settled;
+pub(crate) use tick::Tick;
 
 /// Longest wait for all pages; the tick goes on with what it has.
 const LIST_LIMIT: Duration = Duration::from_mins(1);
@@ -93,28 +96,6 @@ pub(crate) struct Refresh {
     pub(crate) clock: Clock,
     pub(crate) started_at: SystemTime,
     pub(crate) tick: Mutex<Tick>,
-}
-
-/// What one tick has done so far.
-#[derive(Debug, Default)]
-pub(crate) struct Tick {
-    /// Due and not settled yet.
-    open: HashSet<SessionId>,
-    /// Nothing is added any more.
-    complete: bool,
-    running: usize,
-    due: usize,
-    written: usize,
-    skipped: usize,
-    failures: usize,
-}
-
-/// How one due token was settled.
-#[derive(Debug, Clone, Copy)]
-enum Settled {
-    Written,
-    /// The session ended, or somebody else wrote it.
-    Skipped,
 }
 
 impl Refresh {
@@ -192,12 +173,8 @@ impl Refresh {
         }
         let times = self.backend.token_times(id);
         let due = self.rule().is_due(times, self.clock.now());
-        let mut tick = self.tick();
-        tick.running += 1;
+        self.tick().found(id, due);
         if due {
-            tick.due += 1;
-            tick.open.insert(id.clone());
-            drop(tick);
             self.tokens.mark((), id);
         }
     }
@@ -233,26 +210,8 @@ impl Refresh {
             Err(_) => "failed",
         };
         counter!(REFRESHES, "result" => result).increment(1);
-        let mut tick = self.tick();
-        let ours = tick.open.contains(id);
-        match replaced {
-            Ok(settled) => {
-                tick.open.remove(id);
-                match settled {
-                    Settled::Written if ours => tick.written += 1,
-                    Settled::Skipped if ours => tick.skipped += 1,
-                    Settled::Written | Settled::Skipped => {}
-                }
-                if ours {
-                    tick.summarise_if_done();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                tick.failures += 1;
-                Err(error)
-            }
-        }
+        self.tick().settle(id, replaced.as_ref().ok().copied());
+        replaced.map(|_| ())
     }
 
     async fn try_replace(&self, id: &SessionId) -> Result<Settled, RefreshError> {
@@ -300,11 +259,7 @@ impl Refresh {
             max: (interval / 4).min(Duration::from_secs(30)),
             ..Policy::default()
         });
-        let mut tick = self.tick();
-        if !tick.open.is_empty() {
-            tick.summarise();
-        }
-        *tick = Tick::default();
+        self.tick().begin();
     }
 
     fn complete(&self) {
@@ -313,43 +268,21 @@ impl Refresh {
         let earliest = expiries
             .filter_map(|id| self.backend.token_times(&id)?.expires_at)
             .min();
-        let mut tick = self.tick();
-        tick.complete = true;
+        let due = self.tick().complete();
         #[expect(
             clippy::cast_precision_loss,
             reason = "a moment in seconds, or a small number"
         )]
         {
             gauge!(LAST_REFRESH).set(self.clock.unix_seconds() as f64);
-            gauge!(REFRESH_DUE).set(tick.due as f64);
+            gauge!(REFRESH_DUE).set(due as f64);
             if let Some(earliest) = earliest {
                 gauge!(EARLIEST_EXPIRY).set(unix_seconds(earliest) as f64);
             }
         }
-        tick.summarise_if_done();
     }
 
     fn tick(&self) -> MutexGuard<'_, Tick> {
         self.tick.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Tick {
-    fn summarise_if_done(&self) {
-        if self.complete && self.open.is_empty() {
-            self.summarise();
-        }
-    }
-
-    fn summarise(&self) {
-        info!(
-            running = self.running,
-            due = self.due,
-            written = self.written,
-            skipped = self.skipped,
-            failures = self.failures,
-            unfinished = self.open.len(),
-            "refresh"
-        );
     }
 }

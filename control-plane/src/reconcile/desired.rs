@@ -6,26 +6,15 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{backend::DesiredRun, sessions::Session};
 
-/// The agent's command, a JSON array of strings.
-const AGENT_COMMAND: &str = "ambient-code.io/agent-command";
-/// How the runner talks with the agent.
-const AGENT_IO: &str = "ambient-code.io/agent-io";
-/// After how many turns the agent's stdin is closed.
-const AGENT_TURNS: &str = "ambient-code.io/agent-turns";
-/// The image of the agent's container.
-const AGENT_IMAGE: &str = "ambient-code.io/agent-image";
+mod annotations;
+mod requested;
 
-/// Variables of our own prefix that a session may set: they are about its agent alone.
-const OWN_TO_SET: [&str; 3] = [
-    "AMBIENT_ON_REFRESH",
-    "AMBIENT_GRACE_PERIOD",
-    "AMBIENT_HOLD_BACK",
-];
+use annotations::{agent_io, annotations, command};
+use requested::requested;
 
 /// Most bytes of one variable. Linux takes 128 KiB with the name (`MAX_ARG_STRLEN`), and what it
 /// does not take fails every start.
@@ -269,151 +258,6 @@ fn repos(session: &Session) -> Result<Vec<Value>, CannotRun> {
         }
     }
     Ok(all)
-}
-
-fn annotations(session: &Session) -> Result<Map<String, Value>, CannotRun> {
-    let text = session.object.annotations.as_deref().unwrap_or_default();
-    if text.trim().is_empty() {
-        return Ok(Map::new());
-    }
-    let parsed: Result<Option<Map<String, Value>>, _> = serde_json::from_str(text);
-    parsed.map(Option::unwrap_or_default).map_err(|_| {
-        CannotRun::new(
-            "AnnotationsMalformed",
-            "the session's `annotations` is no JSON object",
-        )
-    })
-}
-
-/// The annotation as text, as Kubernetes has it; a number counts as its digits.
-fn annotation<'a>(
-    annotations: &'a Map<String, Value>,
-    name: &'static str,
-) -> Result<Option<std::borrow::Cow<'a, str>>, CannotRun> {
-    match annotations.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.trim().into())),
-        Some(Value::Number(number)) => Ok(Some(number.to_string().into())),
-        Some(_) => Err(malformed(name, "a string")),
-    }
-}
-
-fn malformed(name: &'static str, wanted: &str) -> CannotRun {
-    CannotRun::new(
-        "AnnotationMalformed",
-        format!("the annotation {name} is not {wanted}"),
-    )
-}
-
-fn command(
-    annotations: &Map<String, Value>,
-    settings: &DesiredSettings,
-) -> Result<Vec<String>, CannotRun> {
-    if annotation(annotations, AGENT_IMAGE)?.is_some() {
-        let message = format!("{AGENT_IMAGE} asks for an image, but sessions are processes here");
-        return Err(CannotRun::new("AgentImageUnsupported", message));
-    }
-    let command = match annotation(annotations, AGENT_COMMAND)? {
-        Some(text) => serde_json::from_str(&text)
-            .map_err(|_| malformed(AGENT_COMMAND, "a JSON array of strings"))?,
-        None => settings.default_agent_command.clone().unwrap_or_default(),
-    };
-    let wanted = "the agent's command: at least one string, the first not empty";
-    match command.first() {
-        None if annotations.contains_key(AGENT_COMMAND) => Err(malformed(AGENT_COMMAND, wanted)),
-        None => Err(CannotRun::new(
-            "AgentCommandMissing",
-            format!("neither the annotation {AGENT_COMMAND} nor AGENT_COMMAND names a command"),
-        )),
-        Some(program) if program.is_empty() => Err(malformed(AGENT_COMMAND, wanted)),
-        Some(_) if command.iter().any(|part| part.contains('\0')) => {
-            Err(malformed(AGENT_COMMAND, "free of NUL characters"))
-        }
-        Some(_) => Ok(command),
-    }
-}
-
-fn agent_io(
-    annotations: &Map<String, Value>,
-    settings: &DesiredSettings,
-) -> Result<BTreeMap<String, String>, CannotRun> {
-    let io = match annotation(annotations, AGENT_IO)? {
-        Some(name) => name
-            .parse()
-            .map_err(|_| malformed(AGENT_IO, "one of none, lines and stream-json"))?,
-        None => settings.default_agent_io.unwrap_or(if settings.messages {
-            AgentIo::StreamJson
-        } else {
-            AgentIo::None
-        }),
-    };
-    let turns: u32 = match annotation(annotations, AGENT_TURNS)? {
-        Some(number) => number
-            .parse()
-            .map_err(|_| malformed(AGENT_TURNS, "a whole number from 0"))?,
-        None => 0,
-    };
-    Ok(owned(vec![
-        ("AMBIENT_AGENT_IO", io.as_str().to_owned()),
-        ("AMBIENT_AGENT_TURNS", turns.to_string()),
-    ]))
-}
-
-/// What the session itself wants in its environment, without what it may not set.
-fn requested(session: &Session) -> Result<BTreeMap<String, String>, CannotRun> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Scalar {
-        Text(String),
-        Number(serde_json::Number),
-        Flag(bool),
-    }
-
-    let text = session.object.environment_variables.as_deref();
-    let text = text.unwrap_or_default();
-    if text.trim().is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let malformed = |message: String| CannotRun::new("EnvironmentMalformed", message);
-    let parsed: Option<BTreeMap<String, Scalar>> = serde_json::from_str(text).map_err(|_| {
-        malformed("the session's `environment_variables` is no JSON object of strings".to_owned())
-    })?;
-    let mut variables = BTreeMap::new();
-    for (name, value) in parsed.unwrap_or_default() {
-        if !is_name(&name) {
-            return Err(malformed(format!(
-                "{name:?} in `environment_variables` is no name of a variable"
-            )));
-        }
-        let value = match value {
-            Scalar::Text(text) => text,
-            Scalar::Number(number) => number.to_string(),
-            Scalar::Flag(flag) => flag.to_string(),
-        };
-        if !is_reserved(&name) {
-            variables.insert(name, value);
-        }
-    }
-    Ok(variables)
-}
-
-/// POSIX: letters, digits and underscores, no digit first.
-fn is_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    let first = bytes.next();
-    first.is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
-/// What only we set, even where we set nothing: where the runner finds its credentials, and whom
-/// it trusts.
-fn is_reserved(name: &str) -> bool {
-    let ours = name.starts_with("AMBIENT_") && !OWN_TO_SET.contains(&name);
-    ours || matches!(
-        name,
-        "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME"
-    )
 }
 
 fn owned(variables: Vec<(&'static str, String)>) -> BTreeMap<String, String> {

@@ -8,7 +8,7 @@ use std::{
 use ambient_control_plane::refresh::Interval;
 use ambient_shared::clock::Clock;
 
-use crate::scene::{Call, Plan, Scene, count, id};
+use crate::scene::{Call, FakeApi, Plan, Scene, count, id};
 
 fn name(number: usize) -> String {
     format!("session-{number:05}")
@@ -117,6 +117,16 @@ async fn sessions_that_the_cache_has_missed_are_refreshed_too_and_learned_of() {
 
 #[tokio::test]
 async fn tokens_stay_fresh_while_the_api_server_is_away() {
+    stays_fresh(|api| api.set(|api| api.down = true)).await;
+}
+
+#[tokio::test]
+async fn tokens_stay_fresh_while_the_api_server_hangs() {
+    stays_fresh(|api| api.set(|api| api.hold_pages = true)).await;
+}
+
+/// Tokens of three seconds, and an API server that knows of no session.
+async fn stays_fresh(fault: impl FnOnce(&FakeApi)) {
     let plan = Plan {
         refresh: Interval::Auto,
         token_life: secs(3),
@@ -124,7 +134,7 @@ async fn tokens_stay_fresh_while_the_api_server_is_away() {
         ..Plan::default()
     };
     let scene = Scene::start(plan, |api, backend| {
-        api.set(|api| api.down = true);
+        fault(api);
         backend.runs("session-a", 2);
         backend.has_token("session-a", secs(2), secs(1));
     })
