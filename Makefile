@@ -7,6 +7,7 @@ TOOLS ?= $(HOME)/.cache/ambient-tools
 
 DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+CLUSTER := $(TOOLS)/cluster-$(shell cat testing/cluster/version)
 
 # Static binaries: no loader, so that they start in any image. Where there is no /dev/urandom,
 # random numbers must come from the system call.
@@ -19,7 +20,7 @@ STATIC := ambient-runner ambient-sidecar
 LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fmt clippy deny static bench bench-build \
+.PHONY: help build demo test lint fmt clippy deny static cluster-tools bench bench-build \
 	bench-exchange bench-startup bench-memory
 
 help: ## List the verbs.
@@ -67,6 +68,11 @@ static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any 
 		cp "$$binary" "dist/.$$name" && mv "dist/.$$name" "dist/$$name" || exit 1; \
 		echo "dist/$$name: static, $$(stat -c %s "dist/$$name") bytes"; \
 	done
+
+cluster-tools: $(CLUSTER) ## Build etcd and the Kubernetes programs for coming tests; needs Go.
+
+$(CLUSTER):
+	testing/cluster/build.sh "$(CLUSTER)"
 
 bench: bench-exchange bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
 
