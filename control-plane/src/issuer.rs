@@ -52,7 +52,7 @@ pub enum IssueError {
     Sign(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A source of API tokens: `static`, `oidc` or `minted` (design section 5.1).
+/// A source of API tokens: `static`, `oidc` or `minted`.
 pub trait Issuer: Send + Sync + 'static {
     /// A token for this session that has at least `min_life` left, as far as the issuer can have
     /// one: what is nearer to its end is renewed first.

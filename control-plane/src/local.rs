@@ -1,4 +1,4 @@
-//! Local mode: everything on one machine, sessions as processes (design section 6).
+//! Local mode: everything on one machine, sessions as processes (docs/local.md).
 //!
 //! In: checked settings. Out: an API server, a token endpoint and the controller in this process,
 //! and a detached shim for each session. Nothing but the data folder outlives this process, apart

@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 pub(super) type Body = Full<Bytes>;
 pub(super) type Response = http::Response<Body>;
 
-/// How long others may keep our JWKS. A new key is published two minutes before it is used
-/// (design: issuer of tokens); this must be shorter.
+/// How long others may keep our JWKS: less than the two minutes for which a new key is to be
+/// published before it is used.
 const JWKS_CACHE: &str = "public, max-age=60";
 
 /// The last second of the year 9999, beyond which RFC 3339 has no times.

@@ -1,4 +1,4 @@
-//! How often who may ask (design: token endpoint).
+//! How often who may ask.
 //!
 //! Failures before authentication are charged to the source address, everything after it to the
 //! session. An address that has used up its share still gets tokens for ciphertexts that are

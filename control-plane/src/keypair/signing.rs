@@ -39,7 +39,7 @@ pub enum SignError {
 }
 
 impl SigningKey {
-    /// A new key of 2048 bits (design: issuer of tokens), as PKCS#1 PEM.
+    /// A new key of 2048 bits, as PKCS#1 PEM.
     ///
     /// # Errors
     /// When the library fails.

@@ -1,4 +1,4 @@
-//! Who asks must hold the session's key (design section 7).
+//! Who asks must hold the session's key (contract section 1).
 
 use std::time::Duration;
 
