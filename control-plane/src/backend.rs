@@ -54,6 +54,9 @@ pub struct RunState {
 /// How far a run is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunStatus {
+    /// There is, or was, something of it that cannot be read now; the generation is not known
+    /// either. Says nothing: neither that it lives nor that it ended.
+    Unknown,
     /// Being made; the agent does not run yet.
     Starting,
     /// The agent runs.

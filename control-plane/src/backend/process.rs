@@ -5,36 +5,32 @@
 //! later knows what the one before knew.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use ambient_shared::{
-    clock::Clock,
-    retry::{Backoff, Policy},
-    session::SessionId,
-};
+use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
-use metrics::{counter, gauge};
+use metrics::counter;
 use rustix::process::Signal;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::metrics::{PROCESS_STARTS, PROCESSES};
+use crate::metrics::PROCESS_STARTS;
 
 use super::{
     Backend, BackendError, Credentials, DesiredRun, Observer, RunState, RunStatus, TokenTimes,
 };
 use entry::{Entry, blocking, failed, lock};
 use folder::SessionFolder;
-use launch::LaunchError;
 use watch::Sight;
 
 mod entry;
 pub(crate) mod folder;
+mod follow;
 pub(crate) mod identity;
 pub(crate) mod launch;
 mod plan;
@@ -47,12 +43,10 @@ pub use launch::{MissingProgram, Programs};
 /// A sidecar looks at its file every second, whatever else wakes it.
 const LAG: Duration = Duration::from_secs(1);
 
-/// Waits before a folder that could not be looked at is looked at again.
-const LOOK_AGAIN: Policy = Policy {
-    initial: Duration::from_secs(1),
-    max: Duration::from_secs(30),
-    brief: Duration::MAX,
-    longest_asked: Duration::from_secs(30),
+/// A run of which nothing can be read now.
+const UNKNOWN: RunState = RunState {
+    generation: 0,
+    status: RunStatus::Unknown,
 };
 
 /// What the process backend needs to know.
@@ -92,6 +86,8 @@ struct Inner {
     observer: Observer,
     clock: Clock,
     entries: Mutex<HashMap<SessionId, Arc<Entry>>>,
+    /// Folders whose session could not be read yet. Who asks for one by its id names it.
+    unread: Mutex<HashSet<PathBuf>>,
 }
 
 impl ProcessBackend {
@@ -112,6 +108,7 @@ impl ProcessBackend {
                 observer,
                 clock,
                 entries: Mutex::default(),
+                unread: Mutex::default(),
             }),
             watchers: Mutex::default(),
         };
@@ -160,70 +157,85 @@ impl ProcessBackend {
         let id = match folder.session() {
             Ok(Some(record)) => record.id,
             Ok(None) => {
-                warn!(folder = %folder.path().display(), "no session's folder; left as it is");
+                warn!(folder = %folder.hash(), "no session's folder; left as it is");
                 return;
             }
             Err(error) => {
-                warn!(folder = %folder.path().display(), %error, "session cannot be read");
+                warn!(session = %folder.hash(), %error, "session cannot be read; trying again");
+                lock(&self.inner.unread).insert(folder.path().to_owned());
+                if let Some(id) = folder.id_of_name() {
+                    self.inner.entry(&id);
+                }
+                let inner = Arc::clone(&self.inner);
+                self.spawn(async move { inner.find_out(folder).await });
                 return;
             }
         };
         let entry = self.inner.add(&id, folder);
-        match entry.folder.token_times() {
-            Ok(times) => *entry.token() = times,
-            Err(error) => warn!(session = %id.hash(), %error, "token times cannot be read"),
-        }
+        entry.read_token_times();
         match watch::look(&entry.folder) {
             Ok(Sight::Nothing) => {}
-            Ok(Sight::Ended(state)) => *entry.state_mut() = Some(state),
+            Ok(Sight::Ended(state)) => {
+                entry.begin(Some(state));
+            }
             Ok(Sight::Alive(state)) => {
                 info!(session = %id.hash(), generation = state.generation, "session adopted");
-                *entry.state_mut() = Some(state);
-                self.watch(entry);
+                self.watch(entry, state);
             }
-            Ok(Sight::Lost { generation }) => {
-                *entry.state_mut() = Some(RunState {
-                    generation,
-                    status: RunStatus::Starting,
-                });
-                self.watch(entry);
-            }
+            Ok(Sight::Lost { generation }) => self.watch(entry, starting(generation)),
             Err(error) => {
-                warn!(session = %id.hash(), %error, "session cannot be read; trying again");
-                self.watch(entry);
+                warn!(session = %id.hash(), %error, "session cannot be looked at; trying again");
+                self.watch(entry, UNKNOWN);
             }
         }
     }
 
-    /// Follows the entry's run from now on.
-    fn watch(&self, entry: Arc<Entry>) {
+    /// Follows the entry's run from this state on.
+    fn watch(&self, entry: Arc<Entry>, state: RunState) {
         let inner = Arc::clone(&self.inner);
+        let watch = entry.begin(Some(state));
+        self.spawn(async move { inner.follow(&entry, watch).await });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut watchers = lock(&self.watchers);
         // Those that have ended make room.
         while watchers.try_join_next().is_some() {}
-        watchers.spawn(async move { inner.follow(&entry).await });
+        watchers.spawn(task);
     }
 
-    /// Learns of a run that was started without our seeing it through: the call that started it
-    /// was cut off, or it was only just starting when the control plane before us was killed.
-    async fn look_again(&self, entry: &Arc<Entry>) -> Result<(), BackendError> {
-        if entry.state().is_some() {
+    /// Learns of a run that was started without our seeing it through: it was only just starting
+    /// when the control plane before us was killed. What is known to live is followed already, and
+    /// what ended is final only for its own generation.
+    async fn look_again(
+        &self,
+        entry: &Arc<Entry>,
+        wanted: Option<u32>,
+    ) -> Result<(), BackendError> {
+        let known = entry.state();
+        let is_settled = known.is_some_and(|state| match state.status {
+            RunStatus::Unknown => false,
+            RunStatus::Starting | RunStatus::Running { .. } => true,
+            RunStatus::Ended { .. } => wanted == Some(state.generation),
+        });
+        if is_settled {
             return Ok(());
         }
         let folder = entry.folder.clone();
         let seen = blocking(move || watch::look(&folder))
             .await
             .map_err(|error| failed("look at a session", error))?;
-        let state = match seen {
-            Sight::Nothing => return Ok(()),
-            Sight::Alive(state) | Sight::Ended(state) => state,
-            Sight::Lost { generation } => RunState {
-                generation,
-                status: RunStatus::Starting,
-            },
-        };
-        *entry.state_mut() = Some(state);
-        self.watch(Arc::clone(entry));
+        match seen {
+            Sight::Nothing if entry.is_unknown() => {
+                entry.begin(None);
+            }
+            Sight::Nothing => {}
+            Sight::Ended(state) => {
+                entry.begin(Some(state));
+            }
+            Sight::Alive(state) => self.watch(Arc::clone(entry), state),
+            Sight::Lost { generation } => self.watch(Arc::clone(entry), starting(generation)),
+        }
         Ok(())
     }
 
@@ -234,7 +246,12 @@ impl ProcessBackend {
     ) -> Result<(), BackendError> {
         let entry = self.inner.make(&run.id).await?;
         let _busy = entry.busy.lock().await;
-        self.look_again(&entry).await?;
+        // It may have been removed while we waited.
+        let current = self.inner.entry(&run.id);
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, &entry)) {
+            return Err(BackendError::StillEnding);
+        }
+        self.look_again(&entry, Some(run.generation)).await?;
         if let Some(state) = entry.state() {
             if state.generation == run.generation {
                 return Ok(());
@@ -246,27 +263,33 @@ impl ProcessBackend {
         }
         self.inner.write_credentials(&entry, credentials).await?;
         let record = plan::plan(&self.inner.settings, &entry.folder, run)?;
-        let prepare = entry.folder.clone();
-        blocking(move || prepare.prepare(&record))
+        // The lock goes in and comes out with the work: when this call is cut off, the folder stays
+        // locked until the work on it has ended.
+        let claim = entry.folder.clone();
+        let claimed = blocking(move || claim.claim(&record))
             .await
             .map_err(|error| failed("prepare a session's folder", error))?;
-        let environment = self.inner.settings.environment.iter();
-        let launched =
-            launch::launch(&self.inner.settings.programs, &entry.folder, environment).await;
+        let session_lock = claimed.ok_or(BackendError::StillEnding)?;
+        // Followed before it is there, so that it is seen whatever becomes of this call.
+        self.watch(Arc::clone(&entry), starting(run.generation));
+        let launched = launch::launch(
+            &self.inner.settings.programs,
+            &entry.folder,
+            session_lock,
+            self.inner.settings.environment.iter(),
+        )
+        .await;
         let result = if launched.is_ok() { "ok" } else { "failed" };
         counter!(PROCESS_STARTS, "result" => result).increment(1);
-        match launched {
-            Ok(()) => {}
-            Err(LaunchError::Locked) => return Err(BackendError::StillEnding),
-            Err(error) => return Err(failed("start a session's shim", error)),
+        if let Err(error) = launched {
+            let folder = entry.folder.clone();
+            if let Ok(Sight::Nothing) = blocking(move || watch::look(&folder)).await {
+                entry.begin(None);
+            }
+            return Err(failed("start a session's shim", error));
         }
         info!(session = %run.id.hash(), generation = run.generation, "session started");
-        *entry.state_mut() = Some(RunState {
-            generation: run.generation,
-            status: RunStatus::Starting,
-        });
         self.inner.count();
-        self.watch(Arc::clone(&entry));
         Ok(())
     }
 
@@ -275,7 +298,7 @@ impl ProcessBackend {
             return Ok(());
         };
         let _busy = entry.busy.lock().await;
-        self.look_again(&entry).await?;
+        self.look_again(&entry, None).await?;
         if entry.is_alive() {
             entry.signal(Signal::TERM).await?;
             return Err(BackendError::StillEnding);
@@ -292,6 +315,7 @@ impl ProcessBackend {
         .map_err(|error| failed("delete a session's folder", error))?
         .then_some(())
         .ok_or(BackendError::StillEnding)?;
+        lock(&self.inner.unread).remove(entry.folder.path());
         self.inner.entries().remove(id);
         info!(session = %id.hash(), "session removed");
         Ok(())
@@ -304,7 +328,19 @@ impl Inner {
     }
 
     fn entry(&self, id: &SessionId) -> Option<Arc<Entry>> {
-        self.entries().get(id).map(Arc::clone)
+        if let Some(entry) = self.entries().get(id) {
+            return Some(Arc::clone(entry));
+        }
+        let folder = SessionFolder::of(&self.settings.sessions, id);
+        if !lock(&self.unread).contains(folder.path()) {
+            return None;
+        }
+        // It says whose it is as well as its record would.
+        let entry = self.add(id, folder);
+        if entry.state().is_none() {
+            entry.begin(Some(UNKNOWN));
+        }
+        Some(entry)
     }
 
     fn add(&self, id: &SessionId, folder: SessionFolder) -> Arc<Entry> {
@@ -339,61 +375,6 @@ impl Inner {
             .map_err(|error| failed("write a session's token", error))?;
         *entry.token() = Some(times);
         Ok(())
-    }
-
-    /// Keeps the entry's state true until its run has ended.
-    async fn follow(&self, entry: &Entry) {
-        let mut backoff = Backoff::new(LOOK_AGAIN);
-        loop {
-            let folder = entry.folder.clone();
-            let state = match blocking(move || watch::look(&folder)).await {
-                Ok(Sight::Alive(state)) => state,
-                Ok(Sight::Ended(state)) => return self.set(entry, Some(state)),
-                // It never came to life, or its folder is gone: it may be started (again).
-                Ok(Sight::Nothing) => return self.set(entry, None),
-                Ok(Sight::Lost { generation }) => {
-                    match watch::bury(&entry.folder, generation, &self.clock).await {
-                        Ok(state) => {
-                            warn!(session = %entry.id.hash(), "session's shim is lost");
-                            return self.set(entry, Some(state));
-                        }
-                        Err(error) => {
-                            warn!(session = %entry.id.hash(), %error, "leftovers cannot be ended");
-                            sleep(backoff.next_wait()).await;
-                            continue;
-                        }
-                    }
-                }
-                Err(error) => {
-                    warn!(session = %entry.id.hash(), %error, "session cannot be looked at");
-                    sleep(backoff.next_wait()).await;
-                    continue;
-                }
-            };
-            backoff.reset();
-            self.set(entry, Some(state.clone()));
-            watch::wait_for_change(&entry.folder, &state).await;
-        }
-    }
-
-    /// Publishes how many shims live.
-    fn count(&self) {
-        let alive = self.entries().values().filter(|it| it.is_alive()).count();
-        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^52 sessions")]
-        gauge!(PROCESSES).set(alive as f64);
-    }
-
-    fn set(&self, entry: &Entry, state: Option<RunState>) {
-        let changed = {
-            let mut known = entry.state_mut();
-            let changed = *known != state;
-            *known = state;
-            changed
-        };
-        if changed {
-            self.count();
-            (self.observer)(&entry.id);
-        }
     }
 }
 
@@ -454,6 +435,13 @@ impl Backend for ProcessBackend {
     }
 }
 
+fn starting(generation: u32) -> RunState {
+    RunState {
+        generation,
+        status: RunStatus::Starting,
+    }
+}
+
 impl std::fmt::Debug for ProcessBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ProcessBackend")
@@ -461,3 +449,6 @@ impl std::fmt::Debug for ProcessBackend {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,8 +20,7 @@ use crate::{
     sessions::{Session, SessionCache},
 };
 
-/// How long an answer counts (design: token endpoint). Once the cache knows the session, the
-/// cache counts.
+/// How long an answer counts. Once the cache knows the session, the cache counts.
 const KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// Most answers kept: only who holds a session's key can cause one, or with unproven callers a
@@ -93,7 +92,7 @@ impl Lookup {
         let is_synced = self.sessions.is_synced();
         if !is_synced
             && let Some(run) = self.backend.run_state(id)
-            && !matches!(run.status, RunStatus::Ended { .. })
+            && !matches!(run.status, RunStatus::Unknown | RunStatus::Ended { .. })
         {
             return Standing::Active {
                 generation: run.generation,

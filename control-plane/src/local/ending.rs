@@ -90,7 +90,7 @@ impl End {
                 }
                 phase_says
             }
-            Some(RunStatus::Starting | RunStatus::Running { .. }) => false,
+            Some(RunStatus::Unknown | RunStatus::Starting | RunStatus::Running { .. }) => false,
             // It failed, or was stopped, before anything was started.
             None => phase_says,
         }

@@ -52,8 +52,8 @@ pub enum ShimError {
     #[error("stdin is not the session's lock; this subcommand is for the control plane alone")]
     NotLocked,
     /// No run is described.
-    #[error("there is no run.json in {0}")]
-    NoRun(std::path::PathBuf),
+    #[error("there is no run.json in the session's folder")]
+    NoRun,
     /// This run was started before: a run is started once.
     #[error("this run was started before")]
     StartedBefore,
@@ -105,7 +105,7 @@ fn start(folder: &SessionFolder) -> Result<Shim, ShimError> {
     let run = folder
         .run()
         .map_err(system("read run.json"))?
-        .ok_or_else(|| ShimError::NoRun(folder.path().to_owned()))?;
+        .ok_or(ShimError::NoRun)?;
     let before = folder
         .shim(run.generation)
         .map_err(system("read shim.json"))?;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use ambient_shared::{
-    session::SessionId,
+    session::{SessionHash, SessionId},
     swap::{SECRET_DIR, SECRET_FILE, SecretVolume, write_atomic},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -178,8 +178,33 @@ impl SessionFolder {
 
     /// The processes of the run of this generation.
     pub(crate) fn shim(&self, generation: u32) -> io::Result<Option<ShimRecord>> {
-        let record: Option<ShimRecord> = read(&self.0.join("shim.json"))?;
+        let record = self.any_shim()?;
         Ok(record.filter(|record| record.generation == generation))
+    }
+
+    /// The processes of the last run. While the lock is held it is that of who holds it, as a
+    /// record is deleted under the lock before another run starts.
+    pub(crate) fn any_shim(&self) -> io::Result<Option<ShimRecord>> {
+        read(&self.0.join("shim.json"))
+    }
+
+    /// The generation of the last run when `run.json` does not tell.
+    pub(crate) fn generation_of_leftovers(&self) -> Option<u32> {
+        let shim = self.any_shim().ok().flatten();
+        let exit = || read(&self.0.join("exit.json")).ok().flatten();
+        shim.map(|record| record.generation)
+            .or_else(|| exit().map(|record: ExitRecord| record.generation))
+    }
+
+    /// The session whose folder has this name, when the name tells.
+    pub(crate) fn id_of_name(&self) -> Option<SessionId> {
+        let id = SessionId::parse(self.0.file_name()?.to_str()?).ok()?;
+        (Self::of(self.0.parent()?, &id) == *self).then_some(id)
+    }
+
+    /// What logs show of a folder whose session is not known: its name may be the id.
+    pub(crate) fn hash(&self) -> SessionHash {
+        SessionHash::of(&self.0.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// How the run of this generation ended.
@@ -196,8 +221,25 @@ impl SessionFolder {
         self.write(&self.0.join("exit.json"), record)
     }
 
+    /// Takes the lock and then makes room for a run. The lock goes on to the shim. None when a shim
+    /// holds it, or one of this generation did: nothing was touched then; look again.
+    pub(crate) fn claim(&self, run: &RunRecord) -> io::Result<Option<fs::File>> {
+        let lock = self.open_lock()?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        let shim = unless_malformed(self.shim(run.generation))?;
+        if shim.is_some() || unless_malformed(self.exit(run.generation))?.is_some() {
+            return Ok(None);
+        }
+        self.prepare(run)?;
+        Ok(Some(lock))
+    }
+
     /// Makes room for a run: everything of an earlier one goes, but spool and workspace stay. The
-    /// record of the run comes last; without it there is no run.
+    /// record of the run comes last; without it there is no run. For who holds the lock.
     pub(crate) fn prepare(&self, run: &RunRecord) -> io::Result<()> {
         for file in ["run.json", "shim.json", "exit.json"] {
             remove_if_there(fs::remove_file(self.0.join(file)))?;
@@ -344,14 +386,35 @@ fn folder_name(id: &SessionId) -> String {
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
-        Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|error| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is malformed: {error}", path.display()),
-            )
-        }),
+        Ok(json) => serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|error| malformed(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Says what and where, but neither the folder, whose name may be the session's id, nor what is
+/// in the file.
+fn malformed(path: &Path, error: &serde_json::Error) -> io::Error {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (line, column) = (error.line(), error.column());
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{name} is malformed at line {line}, column {column}"),
+    )
+}
+
+/// Whether a file could be read, but is no record. Reading it again cannot help then.
+pub(crate) fn is_malformed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// A malformed record says nothing.
+fn unless_malformed<T>(record: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match record {
+        Err(error) if is_malformed(&error) => Ok(None),
+        record => record,
     }
 }
 

@@ -1,10 +1,11 @@
 //! Starting a session's shim so that it outlives this process.
 //!
-//! The lock is taken here and inherited by the shim as its stdin: a lock of this kind belongs to
-//! the open file, so it is held without a gap from before the shim exists until it ends, and no
-//! second shim can start in between.
+//! The lock is taken before anything of the run is prepared, and inherited by the shim as its
+//! stdin: a lock of this kind belongs to the open file, so it is held without a gap from before the
+//! shim exists until it ends, and no second shim can start in between.
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -75,9 +76,6 @@ impl Programs {
 /// Why a shim was not started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    /// Another shim holds the session's lock.
-    #[error("a run of this session has not ended yet")]
-    Locked,
     /// Something below failed.
     #[error("cannot start the session's shim")]
     Io(#[from] io::Error),
@@ -89,21 +87,17 @@ pub(crate) enum LaunchError {
     Silent,
 }
 
-/// Starts the shim of a folder that was prepared, and returns when its record is on disk.
+/// Starts the shim of a folder that was [claimed](SessionFolder::claim), handing it the lock, and
+/// returns when its record is on disk.
 ///
 /// Not cancel-safe on purpose: a shim that was started runs on whatever becomes of the caller, and
 /// its lock tells so.
 pub(crate) async fn launch(
     programs: &Programs,
     folder: &SessionFolder,
+    lock: File,
     environment: impl Iterator<Item = (&String, &String)>,
 ) -> Result<(), LaunchError> {
-    let lock = folder.open_lock()?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(LaunchError::Locked),
-        Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
-    }
     let mut shim = Command::new(&programs.control_plane)
         .arg("shim")
         .arg("--folder")

@@ -11,6 +11,16 @@ use super::{
 };
 use crate::backend::{BackendError, DesiredRun};
 
+/// Variables that decide what our own programs load, whom they trust and through whom they speak:
+/// only this machine's values count, and where it has none there is none.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "PATH" | "HOME" | "SSL_CERT_FILE" | "SSL_CERT_DIR")
+        || name.starts_with("LD_")
+        || ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
+            .iter()
+            .any(|proxy| name.eq_ignore_ascii_case(proxy))
+}
+
 /// How the shim is to start this run.
 ///
 /// # Errors
@@ -57,7 +67,12 @@ pub(super) fn plan(
             .collect()
     };
     let mut runner = settings.environment.clone();
-    runner.extend(run.environment.clone());
+    runner.extend(
+        run.environment
+            .iter()
+            .filter(|(name, _)| !is_ours(name))
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     runner.extend(named(&common));
     runner.extend(named(&of_runner));
     let mut sidecar = settings.environment.clone();
@@ -88,4 +103,67 @@ pub(super) fn plan(
             environment: sidecar,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use ambient_shared::session::SessionId;
+
+    use super::*;
+    use crate::backend::process::Programs;
+
+    #[test]
+    fn a_session_does_not_decide_whom_our_programs_trust() {
+        let variables = |variables: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            variables.iter().map(owned).collect()
+        };
+        let settings = ProcessSettings {
+            sessions: PathBuf::from("/s"),
+            programs: Programs {
+                control_plane: PathBuf::new(),
+                runner: PathBuf::new(),
+                sidecar: PathBuf::new(),
+            },
+            environment: variables(&[("PATH", "/bin"), ("no_proxy", "127.0.0.1")]),
+            upstream: String::new(),
+            grpc_upstream: String::new(),
+            tied: false,
+        };
+        let foreign = [
+            "PATH",
+            "HOME",
+            "no_proxy",
+            "NO_PROXY",
+            "Https_Proxy",
+            "http_proxy",
+            "ALL_PROXY",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+            "LD_PRELOAD",
+        ];
+        let mut environment = variables(&[("MODEL", "kept")]);
+        environment.extend(foreign.map(|name| (name.to_owned(), "theirs".to_owned())));
+        let id = SessionId::parse("session-0001").unwrap();
+        let run = DesiredRun {
+            id: id.clone(),
+            generation: 0,
+            command: vec!["true".to_owned()],
+            environment,
+        };
+        let folder = SessionFolder::of(&settings.sessions, &id);
+
+        let plan = plan(&settings, &folder, &run).unwrap();
+
+        let runner = &plan.runner.environment;
+        assert_eq!(runner["PATH"], "/bin");
+        assert_eq!(runner["no_proxy"], "127.0.0.1");
+        assert_eq!(runner["MODEL"], "kept");
+        for environment in [runner, &plan.sidecar.environment] {
+            assert!(
+                environment.values().all(|value| value != "theirs"),
+                "{environment:?}"
+            );
+        }
+    }
 }

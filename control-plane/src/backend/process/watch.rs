@@ -10,7 +10,7 @@ use ambient_shared::clock::Clock;
 use tokio::time::sleep;
 
 use super::{
-    folder::{Exit, ExitRecord, SessionFolder},
+    folder::{Exit, ExitRecord, SessionFolder, is_malformed},
     tree::{Family, GRACE},
 };
 use crate::backend::{RunEnd, RunState, RunStatus};
@@ -38,27 +38,46 @@ pub(super) enum Sight {
     },
 }
 
-/// Looks at a folder.
+/// Looks at a folder. A malformed record does not hide what the lock and the others say.
+///
+/// # Errors
+/// When too little can be read to tell: try again.
 pub(super) fn look(folder: &SessionFolder) -> io::Result<Sight> {
-    let Some(run) = folder.run()? else {
-        return Ok(Sight::Nothing);
+    let run = match folder.run() {
+        Ok(None) => return Ok(Sight::Nothing),
+        Ok(Some(run)) => Ok(run),
+        Err(error) => Err(error),
     };
-    let generation = run.generation;
     // The lock first: a shim writes how its run ended before it lets go of the lock.
-    if folder.is_locked()? {
+    let locked = folder.is_locked()?;
+    let generation = match run {
+        Ok(run) => run.generation,
+        Err(error) => match folder.generation_of_leftovers() {
+            Some(generation) => generation,
+            // No shim lives, and none has left anything.
+            None if is_malformed(&error) && !locked => return Ok(Sight::Nothing),
+            None => return Err(error),
+        },
+    };
+    if locked {
         let status = match folder.started_at() {
             Some(since) => RunStatus::Running { since },
             None => RunStatus::Starting,
         };
         return Ok(Sight::Alive(RunState { generation, status }));
     }
-    if let Some(exit) = folder.exit(generation)? {
-        return Ok(Sight::Ended(ended(exit)));
+    match folder.exit(generation) {
+        Ok(Some(exit)) => return Ok(Sight::Ended(ended(exit))),
+        Ok(None) => {}
+        Err(error) if is_malformed(&error) => return Ok(Sight::Lost { generation }),
+        Err(error) => return Err(error),
     }
-    Ok(match folder.shim(generation)? {
-        Some(_) => Sight::Lost { generation },
-        None => Sight::Nothing,
-    })
+    match folder.shim(generation) {
+        Ok(None) => Ok(Sight::Nothing),
+        Ok(Some(_)) => Ok(Sight::Lost { generation }),
+        Err(error) if is_malformed(&error) => Ok(Sight::Lost { generation }),
+        Err(error) => Err(error),
+    }
 }
 
 /// Ends what a lost shim left running, and records that the run is lost.
@@ -70,12 +89,24 @@ pub(super) async fn bury(
     generation: u32,
     clock: &Clock,
 ) -> io::Result<RunState> {
-    if let Some(record) = folder.shim(generation)? {
-        let family = Family {
+    let family = match folder.shim(generation) {
+        Ok(record) => record.map(|record| Family {
             recorded: record.runner.into_iter().chain(record.sidecar).collect(),
             ancestor: None,
             mark: record.mark,
-        };
+        }),
+        // The mark alone finds them too.
+        Err(error) if is_malformed(&error) => {
+            let run = folder.run().ok().flatten();
+            run.map(|run| Family {
+                recorded: Vec::new(),
+                ancestor: None,
+                mark: run.mark,
+            })
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(family) = family {
         if !family.end(GRACE).await {
             let message = "processes of a session whose shim is gone cannot be killed";
             return Err(io::Error::other(message));
@@ -102,7 +133,7 @@ pub(super) async fn wait_for_change(folder: &SessionFolder, state: &RunState) {
                 return;
             }
         },
-        RunStatus::Ended { .. } => {}
+        RunStatus::Unknown | RunStatus::Ended { .. } => {}
     }
 }
 
@@ -214,6 +245,32 @@ mod tests {
                 ..
             }
         ));
+        assert_eq!(look(&folder).unwrap(), Sight::Ended(state));
+    }
+
+    #[tokio::test]
+    async fn a_malformed_record_hides_neither_life_nor_death() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path(), 2);
+        folder.write_shim(&shim(2)).unwrap();
+        let malform = |file: &str| fs::write(folder.path().join(file), "{").unwrap();
+        malform("run.json");
+        let lock = folder.open_lock().unwrap();
+        lock.try_lock().unwrap();
+        assert!(matches!(
+            look(&folder).unwrap(),
+            Sight::Alive(RunState { generation: 2, .. })
+        ));
+        malform("shim.json");
+        assert!(look(&folder).is_err(), "of which generation?");
+        drop(lock);
+        assert_eq!(look(&folder).unwrap(), Sight::Nothing);
+
+        folder.write_shim(&shim(2)).unwrap();
+        malform("exit.json");
+        assert_eq!(look(&folder).unwrap(), Sight::Lost { generation: 2 });
+        let clock = Clock::manual(SystemTime::UNIX_EPOCH);
+        let state = bury(&folder, 2, &clock).await.unwrap();
         assert_eq!(look(&folder).unwrap(), Sight::Ended(state));
     }
 }

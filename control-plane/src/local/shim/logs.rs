@@ -24,7 +24,9 @@ pub(super) fn keep_small(folder: &SessionFolder) {
         folder.shim_log(),
     ] {
         if let Err(error) = cut(&log, LARGEST) {
-            warn!(log = %log.display(), %error, "log cannot be cut");
+            // The folder's name may be the session's id.
+            let log = log.file_name().unwrap_or_default().to_string_lossy();
+            warn!(%log, %error, "log cannot be cut");
         }
     }
 }

@@ -183,3 +183,49 @@ fn a_lock_is_seen_while_it_is_held() {
     drop(lock);
     assert!(!folder.is_locked().unwrap());
 }
+
+#[test]
+fn a_claim_touches_nothing_of_a_run_that_lives_or_lived() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = made(dir.path());
+    let lock = folder.claim(&record(1)).unwrap().unwrap();
+    fs::write(folder.started(), "x").unwrap();
+    for generation in [1, 2] {
+        assert!(folder.claim(&record(generation)).unwrap().is_none());
+    }
+    assert_eq!(folder.run().unwrap(), Some(record(1)));
+    assert!(folder.started().exists());
+    drop(lock);
+
+    folder.write_exit(&exit(1, Exit::Code(0))).unwrap();
+    assert!(folder.claim(&record(1)).unwrap().is_none());
+    assert_eq!(folder.exit(1).unwrap(), Some(exit(1, Exit::Code(0))));
+    assert!(folder.claim(&record(2)).unwrap().is_some());
+    assert_eq!(folder.run().unwrap(), Some(record(2)));
+}
+
+#[test]
+fn no_error_about_a_record_tells_the_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = made(dir.path());
+    let malformed = r#"{"generation": "session-0001"}"#;
+    for file in ["run.json", "shim.json", "exit.json", "session.json"] {
+        fs::write(folder.path().join(file), malformed).unwrap();
+    }
+    let errors = [
+        folder.run().unwrap_err(),
+        folder.shim(0).unwrap_err(),
+        folder.exit(0).unwrap_err(),
+        folder.session().unwrap_err(),
+    ];
+    for error in errors {
+        assert!(is_malformed(&error));
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("session-0001"), "{text}");
+        assert!(text.contains(".json is malformed at line 1"), "{text}");
+    }
+    assert_eq!(
+        folder.hash().to_string(),
+        id("session-0001").hash().to_string()
+    );
+}
