@@ -16,6 +16,16 @@ use futures_util::future::BoxFuture;
 
 pub mod process;
 
+/// Variables that decide what our own programs load, whom they trust and through whom they speak:
+/// only the values of the machine or image count, and where it has none there is none.
+pub(crate) fn is_machine_owned(name: &str) -> bool {
+    matches!(name, "PATH" | "HOME" | "SSL_CERT_FILE" | "SSL_CERT_DIR")
+        || name.starts_with("LD_")
+        || ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
+            .iter()
+            .any(|proxy| name.eq_ignore_ascii_case(proxy))
+}
+
 /// Told each session whose run state or token Secret changed. Must not block.
 pub type Observer = Arc<dyn Fn(&SessionId) + Send + Sync>;
 

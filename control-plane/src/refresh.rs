@@ -182,7 +182,8 @@ impl Refresh {
     /// For whom a session's token is; none when it needs none any more.
     fn subject(&self, id: &SessionId) -> Option<Subject> {
         let run = self.backend.run_state(id)?;
-        if matches!(run.status, RunStatus::Ended { .. }) || self.cache.is_deleted(id) {
+        let is_none = matches!(run.status, RunStatus::Unknown | RunStatus::Ended { .. });
+        if is_none || self.cache.is_deleted(id) {
             return None;
         }
         // A session that the cache does not know is vouched for by its run.

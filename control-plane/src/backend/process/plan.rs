@@ -9,17 +9,7 @@ use super::{
     identity::ProcessIdentity,
     tree::MARK,
 };
-use crate::backend::{BackendError, DesiredRun};
-
-/// Variables that decide what our own programs load, whom they trust and through whom they speak:
-/// only this machine's values count, and where it has none there is none.
-fn is_ours(name: &str) -> bool {
-    matches!(name, "PATH" | "HOME" | "SSL_CERT_FILE" | "SSL_CERT_DIR")
-        || name.starts_with("LD_")
-        || ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
-            .iter()
-            .any(|proxy| name.eq_ignore_ascii_case(proxy))
-}
+use crate::backend::{BackendError, DesiredRun, is_machine_owned};
 
 /// How the shim is to start this run.
 ///
@@ -70,7 +60,7 @@ pub(super) fn plan(
     runner.extend(
         run.environment
             .iter()
-            .filter(|(name, _)| !is_ours(name))
+            .filter(|(name, _)| !is_machine_owned(name))
             .map(|(name, value)| (name.clone(), value.clone())),
     );
     runner.extend(named(&common));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::CannotRun;
-use crate::sessions::Session;
+use crate::{backend::is_machine_owned, sessions::Session};
 
 /// Variables of our own prefix that a session may set: they are about its agent alone.
 const OWN_TO_SET: [&str; 3] = [
@@ -60,12 +60,13 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// What only we set, even where we set nothing: where the runner finds its credentials, and whom
-/// it trusts.
+/// What only we set, even where we set nothing: where the runner finds its credentials, and
+/// (with what is the machine's) whom it trusts.
 fn is_reserved(name: &str) -> bool {
     let ours = name.starts_with("AMBIENT_") && !OWN_TO_SET.contains(&name);
-    ours || matches!(
-        name,
-        "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME"
-    )
+    ours || is_machine_owned(name)
+        || matches!(
+            name,
+            "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME"
+        )
 }

@@ -223,3 +223,12 @@ fn a_session_without_any_command_says_so() {
     let refusal = desired_run(&session(|_| {}), &[], &settings).unwrap_err();
     assert_eq!(refusal.reason, "AgentCommandMissing");
 }
+
+#[test]
+fn a_session_does_not_decide_what_the_runner_trusts_or_loads() {
+    let wanted = r#"{"LD_PRELOAD":"x","Https_Proxy":"x","http_proxy":"x","PATH":"x","KEPT":"x"}"#;
+    let session = session(|session| session.environment_variables = Some(wanted.to_owned()));
+    let run = desired_run(&session, &[], &settings()).unwrap();
+    let theirs = run.environment.iter().filter(|(_, value)| *value == "x");
+    assert_eq!(theirs.map(|(name, _)| name).collect::<Vec<_>>(), ["KEPT"]);
+}
