@@ -106,11 +106,11 @@ pub(super) async fn bury(
         }
         Err(error) => return Err(error),
     };
-    if let Some(family) = family {
-        if !family.end(GRACE).await {
-            let message = "processes of a session whose shim is gone cannot be killed";
-            return Err(io::Error::other(message));
-        }
+    if let Some(family) = family
+        && !family.end(GRACE).await
+    {
+        let message = "processes of a session whose shim is gone cannot be killed";
+        return Err(io::Error::other(message));
     }
     let exit = ExitRecord {
         generation,
