@@ -1,8 +1,8 @@
 //! Metrics in memory, and the page on which Prometheus reads them (text format 0.0.4).
 //!
 //! In: what the `metrics` macros record. Out: [`MetricsPage::render`]. The recorder is
-//! `metrics-prometheus`, as `metrics-exporter-prometheus` spins up to 200 ms at each start to
-//! calibrate a clock: longer than a runner takes to get its token.
+//! `metrics-prometheus`, as `metrics-exporter-prometheus` calibrates a clock at each start: some
+//! 35 ms of processor time, more than a runner takes to get its token.
 
 use std::fmt;
 
