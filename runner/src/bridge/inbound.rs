@@ -15,6 +15,7 @@ use ambient_shared::exit::report;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     sync::{Notify, watch},
+    task::JoinSet,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,7 @@ impl<W: AsyncWrite + Unpin> Inbound<W> {
             stdin: self.stdin,
             io: self.io,
             spool: self.spool,
-            record: None,
+            recording: JoinSet::new(),
             shared: &shared,
         };
         let followed = async {
@@ -102,7 +103,7 @@ impl<W: AsyncWrite + Unpin> Inbound<W> {
                 Err(error) => return Err(error),
             },
         };
-        handover.record().await;
+        handover.recorded().await;
         Ok(keep_open.then_some(handover.stdin))
     }
 }
@@ -210,8 +211,9 @@ struct Handover<'a, W> {
     stdin: W,
     io: AgentIo,
     spool: Arc<Spool>,
-    /// Of what was handed over, but may not be in the spool yet.
-    record: Option<Outgoing>,
+    /// Puts into the spool what was handed over: a task, so that being cut off neither loses a
+    /// record nor makes a second one. At most one at a time.
+    recording: JoinSet<()>,
     shared: &'a Shared,
 }
 
@@ -234,10 +236,12 @@ impl<W: AsyncWrite + Unpin> Handover<'_, W> {
                 }
                 Next::Close { seq } => (seq, true),
             };
-            self.record = Some(Outgoing::new(format::delivered(seq)));
+            let (spool, record) = (Arc::clone(&self.spool), format::delivered(seq));
+            self.recording
+                .spawn(async move { spool.append(Outgoing::new(record)).await });
             self.shared.lock().done(seq);
             self.shared.changed.notify_waiters();
-            self.record().await;
+            self.recorded().await;
             if closes {
                 info!("end of input; closing the agent's stdin");
                 return;
@@ -245,13 +249,9 @@ impl<W: AsyncWrite + Unpin> Handover<'_, W> {
         }
     }
 
-    /// Keeps the record of the last hand-over. Cut off and called again, it may keep the record
-    /// twice, which does no harm.
-    async fn record(&mut self) {
-        if let Some(record) = &self.record {
-            self.spool.append(record.clone()).await;
-            self.record = None;
-        }
+    /// Waits until the record of the last hand-over is kept. May be cut off and called again.
+    async fn recorded(&mut self) {
+        while self.recording.join_next().await.is_some() {}
     }
 
     async fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
