@@ -14,6 +14,7 @@ use std::{
 use ambient_shared::{proof::SessionKey, session::SessionId, token::Token};
 use futures_util::future::BoxFuture;
 
+pub mod kubernetes;
 pub mod process;
 
 /// Variables that decide what our own programs load, whom they trust and through whom they speak:
@@ -36,10 +37,39 @@ pub struct DesiredRun {
     pub id: SessionId,
     /// How often it was started before: 0 for its first run.
     pub generation: u32,
-    /// The agent's command and arguments; never empty.
-    pub command: Vec<String>,
+    /// The session's name, for people.
+    pub name: String,
+    /// The project's id as the API server has it; empty when the session is of none.
+    pub project: String,
+    /// What is started.
+    pub agent: Agent,
     /// Environment of the runner (contract section 3). Holds no secret.
     pub environment: BTreeMap<String, String>,
+    /// What the session asks for in place of the usual resources.
+    pub resources: ResourceOverrides,
+}
+
+/// What a run starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agent {
+    /// Our runner starts this.
+    Command {
+        /// The command and its arguments; never empty.
+        command: Vec<String>,
+        /// The image that has it; none: the operator's `RUNNER_IMAGE`.
+        image: Option<String>,
+    },
+    /// `RUNNER_IMAGE` as it is: an existing runner image, which brings runner and agent.
+    RunnerImage,
+}
+
+/// A session's `resource_overrides`: Kubernetes quantities, checked, within the operator's limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResourceOverrides {
+    /// Requests and limits of the agent's container, by resource (`cpu`, `memory`).
+    pub requests: BTreeMap<String, String>,
+    /// As `requests`.
+    pub limits: BTreeMap<String, String>,
 }
 
 /// What a session's token Secret holds.
@@ -59,6 +89,18 @@ pub struct RunState {
     pub generation: u32,
     /// How far it is.
     pub status: RunStatus,
+    /// The namespace that it is in; none where there are no namespaces.
+    pub namespace: Option<String>,
+}
+
+impl RunState {
+    /// Whether its agent runs, or may yet.
+    pub fn is_live(&self) -> bool {
+        match self.status {
+            RunStatus::Starting { .. } | RunStatus::Running { .. } => true,
+            RunStatus::Unknown | RunStatus::Doomed(_) | RunStatus::Ended { .. } => false,
+        }
+    }
 }
 
 /// How far a run is.
@@ -68,11 +110,18 @@ pub enum RunStatus {
     /// either. Says nothing: neither that it lives nor that it ended.
     Unknown,
     /// Being made; the agent does not run yet.
-    Starting,
+    Starting {
+        /// What it waits for, when that is known.
+        waits_for: Option<Reason>,
+    },
+    /// It will never start, and is to be ended.
+    Doomed(Reason),
     /// The agent runs.
     Running {
         /// When it was started.
         since: SystemTime,
+        /// Why it is not ready, if it is not.
+        not_ready: Option<Reason>,
     },
     /// It has ended, and nothing of it runs any more.
     Ended {
@@ -81,6 +130,25 @@ pub enum RunStatus {
         /// How.
         end: RunEnd,
     },
+}
+
+/// Why something is as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// One word in CamelCase, such as `ImagePullBackOff`: the reason of the session's condition.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Reason {
+    /// A reason with its message.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
 }
 
 /// How a run ended.
@@ -93,6 +161,9 @@ pub enum RunEnd {
         /// The runner's last words, when it left any.
         message: Option<String>,
     },
+    /// It was ended from outside: `OOMKilled`, `Evicted`, `DeadlineExceeded`, `NodeLost`,
+    /// `PodDeleted`.
+    Killed(Reason),
     /// The runner itself was killed, or vanished without a trace (condition `RunnerLost`).
     Lost {
         /// What is known of it, for people.
@@ -119,6 +190,14 @@ pub enum BackendError {
     #[error("the session cannot run: {message}")]
     Impossible {
         /// Condition reason in CamelCase, such as `AgentCommandMissing`.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// Refused for now, for a reason that people can mend, such as a quota; ask again later.
+    #[error("{message}")]
+    Refused {
+        /// Condition reason in CamelCase, such as `QuotaExceeded`.
         reason: &'static str,
         /// For people.
         message: String,

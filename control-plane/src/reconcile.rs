@@ -174,7 +174,11 @@ impl Reconciler {
             return;
         }
         let message = phase::without_id(&exit::report(error), &session.id);
-        let status = phase::start_failed(&message);
+        let reason = match error {
+            ReconcileError::Backend(BackendError::Refused { reason, .. }) => reason,
+            _ => "StartFailed",
+        };
+        let status = phase::start_failed(reason, &message);
         let Some(current) = self.waiting(&session.id) else {
             return;
         };

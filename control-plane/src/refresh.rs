@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
-    backend::{Backend, BackendError, Credentials, RunStatus},
+    backend::{Backend, BackendError, Credentials},
     controller::SessionKeys,
     issuer::{IssueError, Issuer, Subject},
     metrics::{EARLIEST_EXPIRY, LAST_REFRESH, REFRESH_DUE, REFRESHES},
@@ -182,8 +182,7 @@ impl Refresh {
     /// For whom a session's token is; none when it needs none any more.
     fn subject(&self, id: &SessionId) -> Option<Subject> {
         let run = self.backend.run_state(id)?;
-        let is_none = matches!(run.status, RunStatus::Unknown | RunStatus::Ended { .. });
-        if is_none || self.cache.is_deleted(id) {
+        if !run.is_live() || self.cache.is_deleted(id) {
             return None;
         }
         // A session that the cache does not know is vouched for by its run.

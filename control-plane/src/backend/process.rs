@@ -47,6 +47,7 @@ const LAG: Duration = Duration::from_secs(1);
 const UNKNOWN: RunState = RunState {
     generation: 0,
     status: RunStatus::Unknown,
+    namespace: None,
 };
 
 /// What the process backend needs to know.
@@ -214,8 +215,8 @@ impl ProcessBackend {
     ) -> Result<(), BackendError> {
         let known = entry.state();
         let is_settled = known.is_some_and(|state| match state.status {
-            RunStatus::Unknown => false,
-            RunStatus::Starting | RunStatus::Running { .. } => true,
+            RunStatus::Unknown | RunStatus::Doomed(_) => false,
+            RunStatus::Starting { .. } | RunStatus::Running { .. } => true,
             RunStatus::Ended { .. } => wanted == Some(state.generation),
         });
         if is_settled {
@@ -438,7 +439,8 @@ impl Backend for ProcessBackend {
 fn starting(generation: u32) -> RunState {
     RunState {
         generation,
-        status: RunStatus::Starting,
+        status: RunStatus::Starting { waits_for: None },
+        namespace: None,
     }
 }
 

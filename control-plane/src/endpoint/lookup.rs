@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::{Standing, StandingOf};
 use crate::{
-    backend::{Backend, RunStatus},
+    backend::Backend,
     metrics::SESSION_LOOKUPS,
     sessions::{Session, SessionCache},
 };
@@ -92,7 +92,7 @@ impl Lookup {
         let is_synced = self.sessions.is_synced();
         if !is_synced
             && let Some(run) = self.backend.run_state(id)
-            && !matches!(run.status, RunStatus::Unknown | RunStatus::Ended { .. })
+            && run.is_live()
         {
             return Standing::Active {
                 generation: run.generation,

@@ -21,7 +21,7 @@ use super::{
     Local, LocalError,
     conversation::{Conversation, has_ended},
 };
-use crate::backend::{Backend as _, RunEnd, RunStatus, process::ProcessBackend};
+use crate::backend::{Backend as _, Reason, RunEnd, RunStatus, process::ProcessBackend};
 
 /// From the end of the processes to the phase that says so: the controller has to write it.
 const PHASE_LIMIT: Duration = Duration::from_secs(20);
@@ -90,7 +90,12 @@ impl End {
                 }
                 phase_says
             }
-            Some(RunStatus::Unknown | RunStatus::Starting | RunStatus::Running { .. }) => false,
+            Some(
+                RunStatus::Unknown
+                | RunStatus::Doomed(_)
+                | RunStatus::Starting { .. }
+                | RunStatus::Running { .. },
+            ) => false,
             // It failed, or was stopped, before anything was started.
             None => phase_says,
         }
@@ -170,7 +175,7 @@ pub(super) fn exit_code(
     match end {
         // The runner's last words were in its log, and so on the terminal.
         RunEnd::Exited { code, .. } => code,
-        RunEnd::Lost { message } => {
+        RunEnd::Lost { message } | RunEnd::Killed(Reason { message, .. }) => {
             error!("{message}");
             exit::SOFTWARE
         }

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
 use serde_json::{Value, json};
 
-use crate::{backend::DesiredRun, sessions::Session};
+use crate::{
+    backend::{Agent, DesiredRun, ResourceOverrides},
+    sessions::Session,
+};
 
 mod annotations;
 mod requested;
@@ -145,8 +148,14 @@ pub fn desired_run(
     Ok(DesiredRun {
         id: session.id.clone(),
         generation: session.generation,
-        command,
+        name: session.object.name.clone(),
+        project: session.object.project_id.clone().unwrap_or_default(),
+        agent: Agent::Command {
+            command,
+            image: None,
+        },
         environment,
+        resources: ResourceOverrides::default(),
     })
 }
 

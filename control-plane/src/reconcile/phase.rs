@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    backend::{RunEnd, RunState, RunStatus},
+    backend::{Reason, RunEnd, RunState, RunStatus},
     sessions::Session,
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Status {
     pub(crate) start_time: Option<SystemTime>,
     /// When the run ended.
     pub(crate) completion_time: Option<SystemTime>,
+    /// The namespace that it runs in.
+    pub(crate) namespace: Option<String>,
     /// Why, as condition `Ready`.
     pub(crate) condition: Condition,
 }
@@ -56,6 +58,10 @@ impl Condition {
             reason: reason.to_owned(),
             message: message.into(),
         }
+    }
+
+    fn because(reason: &Reason) -> Self {
+        Self::not_ready(&reason.reason, reason.message.clone())
     }
 }
 
@@ -81,8 +87,21 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
     let own = run.filter(|run| run.generation == session.generation);
     let own = own.map(|run| &run.status);
     let status = match (session.phase, own) {
-        (Phase::Pending | Phase::Creating | Phase::Running, Some(RunStatus::Running { since })) => {
-            running(*since)
+        (
+            Phase::Pending | Phase::Creating | Phase::Running,
+            Some(RunStatus::Running { since, not_ready }),
+        ) => running(*since, not_ready.as_ref()),
+        (
+            Phase::Creating,
+            Some(RunStatus::Starting {
+                waits_for: Some(reason),
+            }),
+        ) => Status {
+            condition: Condition::because(reason),
+            ..creating()
+        },
+        (Phase::Pending | Phase::Creating | Phase::Running, Some(RunStatus::Doomed(reason))) => {
+            failed(reason, None)
         }
         (Phase::Creating | Phase::Running, Some(RunStatus::Ended { at, end })) => ended(*at, end),
         (Phase::Running, None) => lost(),
@@ -93,9 +112,13 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
         // with an ended run) was started again without being counted, which is Provision's work.
         (_, Some(RunStatus::Unknown))
         | (Phase::Stopped | Phase::Completed | Phase::Failed | Phase::Stopping, _)
-        | (Phase::Pending, None | Some(RunStatus::Starting | RunStatus::Ended { .. }))
-        | (Phase::Creating, None | Some(RunStatus::Starting))
-        | (Phase::Running, Some(RunStatus::Starting)) => return None,
+        | (Phase::Pending, None | Some(RunStatus::Starting { .. } | RunStatus::Ended { .. }))
+        | (Phase::Creating, None | Some(RunStatus::Starting { waits_for: None }))
+        | (Phase::Running, Some(RunStatus::Starting { .. })) => return None,
+    };
+    let status = Status {
+        namespace: run.and_then(|run| run.namespace.clone()),
+        ..status
     };
     (!is_reported(session, &status)).then_some(status)
 }
@@ -110,6 +133,7 @@ pub(crate) fn creating() -> Status {
         phase: Phase::Creating,
         start_time: None,
         completion_time: None,
+        namespace: None,
         condition: Condition::not_ready("Creating", "the session's run is being made"),
     }
 }
@@ -120,28 +144,41 @@ pub(crate) fn cannot_run(reason: &str, message: &str, now: SystemTime) -> Status
         phase: Phase::Failed,
         start_time: None,
         completion_time: Some(now),
+        namespace: None,
         condition: Condition::not_ready(reason, message),
     }
 }
 
 /// The status of a session whose start failed and is tried again.
-pub(crate) fn start_failed(message: &str) -> Status {
+pub(crate) fn start_failed(reason: &str, message: &str) -> Status {
     Status {
-        condition: Condition::not_ready("StartFailed", message),
+        condition: Condition::not_ready(reason, message),
         ..creating()
     }
 }
 
-fn running(since: SystemTime) -> Status {
+fn running(since: SystemTime, not_ready: Option<&Reason>) -> Status {
+    let ready = || Condition {
+        ready: true,
+        reason: "AgentRunning".to_owned(),
+        message: "the agent runs".to_owned(),
+    };
     Status {
         phase: Phase::Running,
         start_time: Some(since),
         completion_time: None,
-        condition: Condition {
-            ready: true,
-            reason: "AgentRunning".to_owned(),
-            message: "the agent runs".to_owned(),
-        },
+        namespace: None,
+        condition: not_ready.map_or_else(ready, Condition::because),
+    }
+}
+
+fn failed(reason: &Reason, at: Option<SystemTime>) -> Status {
+    Status {
+        phase: Phase::Failed,
+        start_time: None,
+        completion_time: at,
+        namespace: None,
+        condition: Condition::because(reason),
     }
 }
 
@@ -159,12 +196,14 @@ fn ended(at: SystemTime, end: &RunEnd) -> Status {
             }
             (Phase::Failed, "AgentExit", text)
         }
+        RunEnd::Killed(reason) => return failed(reason, Some(at)),
         RunEnd::Lost { message } => (Phase::Failed, "RunnerLost", message.clone()),
     };
     Status {
         phase,
         start_time: None,
         completion_time: Some(at),
+        namespace: None,
         condition: Condition::not_ready(reason, message),
     }
 }
@@ -174,6 +213,7 @@ fn lost() -> Status {
         phase: Phase::Failed,
         start_time: None,
         completion_time: None,
+        namespace: None,
         condition: Condition::not_ready("RunnerLost", "nothing of the session's run is left"),
     }
 }
@@ -181,13 +221,16 @@ fn lost() -> Status {
 fn stopped(at: Option<SystemTime>, end: Option<&RunEnd>) -> Status {
     let message = match end {
         Some(RunEnd::Exited { code, .. }) => format!("stopped as asked; {}", describe_exit(*code)),
-        Some(RunEnd::Lost { message }) => format!("stopped as asked; {message}"),
+        Some(RunEnd::Lost { message } | RunEnd::Killed(Reason { message, .. })) => {
+            format!("stopped as asked; {message}")
+        }
         None => "stopped as asked; nothing was running".to_owned(),
     };
     Status {
         phase: Phase::Stopped,
         start_time: None,
         completion_time: at,
+        namespace: None,
         condition: Condition::not_ready("Stopped", message),
     }
 }
@@ -207,6 +250,7 @@ fn is_reported(session: &Session, status: &Status) -> bool {
     session.phase == status.phase
         && (status.start_time.is_none() || session.object.start_time.is_some())
         && (status.completion_time.is_none() || session.object.completion_time.is_some())
+        && (status.namespace.is_none() || session.object.kube_namespace == status.namespace)
         && has_condition(session, &status.condition)
 }
 
@@ -236,6 +280,7 @@ pub(crate) fn request(
             .completion_time
             .or_else(|| status.phase.is_terminal().then_some(now))
             .map(Into::into),
+        kube_namespace: status.namespace.clone(),
         conditions: Some(with_condition(session, &status.condition, now)),
         // Names the start that this is news of: our server refuses it once there was another, so
         // that a write whose answer was lost, sent again, ends no session that runs anew.

@@ -9,23 +9,36 @@ use super::{
     identity::ProcessIdentity,
     tree::MARK,
 };
-use crate::backend::{BackendError, DesiredRun, is_machine_owned};
+use crate::backend::{Agent, BackendError, DesiredRun, is_machine_owned};
 
 /// How the shim is to start this run.
 ///
 /// # Errors
-/// When there is no command, or this process cannot be identified.
+/// When there is no command, or one that needs an image, or this process cannot be identified.
 pub(super) fn plan(
     settings: &ProcessSettings,
     folder: &SessionFolder,
     run: &DesiredRun,
 ) -> Result<RunRecord, BackendError> {
-    if run.command.is_empty() {
-        return Err(BackendError::Impossible {
-            reason: "AgentCommandMissing",
-            message: "the session has no agent command".to_owned(),
-        });
-    }
+    let command = match &run.agent {
+        Agent::Command {
+            command,
+            image: None,
+        } if !command.is_empty() => command,
+        Agent::Command { image: Some(_), .. } => {
+            return Err(BackendError::Impossible {
+                reason: "AgentImageUnsupported",
+                message: "the session asks for an image, but sessions are processes here"
+                    .to_owned(),
+            });
+        }
+        Agent::Command { .. } | Agent::RunnerImage => {
+            return Err(BackendError::Impossible {
+                reason: "AgentCommandMissing",
+                message: "the session has no agent command".to_owned(),
+            });
+        }
+    };
     let mark = uuid::Uuid::new_v4().to_string();
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
     let common = [
@@ -75,7 +88,7 @@ pub(super) fn plan(
     sidecar.extend(named(&common));
     sidecar.extend(named(&of_sidecar));
     let arguments = std::iter::once("--".to_owned())
-        .chain(run.command.iter().cloned())
+        .chain(command.iter().cloned())
         .collect();
     let tied_to = settings.tied.then(ProcessIdentity::own).transpose();
     Ok(RunRecord {
@@ -100,6 +113,7 @@ mod tests {
     use ambient_shared::session::SessionId;
 
     use super::*;
+    use crate::backend::ResourceOverrides;
     use crate::backend::process::Programs;
 
     #[test]
@@ -138,8 +152,14 @@ mod tests {
         let run = DesiredRun {
             id: id.clone(),
             generation: 0,
-            command: vec!["true".to_owned()],
+            name: "a session".to_owned(),
+            project: String::new(),
+            agent: Agent::Command {
+                command: vec!["true".to_owned()],
+                image: None,
+            },
             environment,
+            resources: ResourceOverrides::default(),
         };
         let folder = SessionFolder::of(&settings.sessions, &id);
 

@@ -4,6 +4,7 @@ use ambient_shared::{proof::SessionKey, token::Token};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::backend::{Agent, ResourceOverrides};
 use folder::{Exit, ExitRecord, ProgramRecord, RunRecord, ShimRecord};
 use identity::ProcessIdentity;
 
@@ -49,8 +50,14 @@ fn desired(generation: u32) -> DesiredRun {
     DesiredRun {
         id: id(),
         generation,
-        command: vec!["true".to_owned()],
+        name: "a session".to_owned(),
+        project: String::new(),
+        agent: Agent::Command {
+            command: vec!["true".to_owned()],
+            image: None,
+        },
         environment: BTreeMap::new(),
+        resources: ResourceOverrides::default(),
     }
 }
 

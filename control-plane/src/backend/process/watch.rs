@@ -61,10 +61,17 @@ pub(super) fn look(folder: &SessionFolder) -> io::Result<Sight> {
     };
     if locked {
         let status = match folder.started_at() {
-            Some(since) => RunStatus::Running { since },
-            None => RunStatus::Starting,
+            Some(since) => RunStatus::Running {
+                since,
+                not_ready: None,
+            },
+            None => RunStatus::Starting { waits_for: None },
         };
-        return Ok(Sight::Alive(RunState { generation, status }));
+        return Ok(Sight::Alive(RunState {
+            generation,
+            status,
+            namespace: None,
+        }));
     }
     match folder.exit(generation) {
         Ok(Some(exit)) => return Ok(Sight::Ended(ended(exit))),
@@ -125,7 +132,7 @@ pub(super) async fn bury(
 /// Waits until it is worth looking again: the run went on from this state, or ended.
 pub(super) async fn wait_for_change(folder: &SessionFolder, state: &RunState) {
     match state.status {
-        RunStatus::Starting => sleep(STARTING).await,
+        RunStatus::Starting { .. } => sleep(STARTING).await,
         RunStatus::Running { .. } => loop {
             sleep(RUNNING).await;
             // Whatever else it is, a closer look tells.
@@ -133,7 +140,7 @@ pub(super) async fn wait_for_change(folder: &SessionFolder, state: &RunState) {
                 return;
             }
         },
-        RunStatus::Unknown | RunStatus::Ended { .. } => {}
+        RunStatus::Unknown | RunStatus::Doomed(_) | RunStatus::Ended { .. } => {}
     }
 }
 
@@ -155,6 +162,7 @@ fn ended(exit: ExitRecord) -> RunState {
     RunState {
         generation: exit.generation,
         status: RunStatus::Ended { at: exit.at, end },
+        namespace: None,
     }
 }
 
@@ -218,7 +226,8 @@ mod tests {
         lock.try_lock().unwrap();
         let starting = RunState {
             generation: 1,
-            status: RunStatus::Starting,
+            status: RunStatus::Starting { waits_for: None },
+            namespace: None,
         };
         assert_eq!(look(&folder).unwrap(), Sight::Alive(starting));
         fs::write(folder.started(), "").unwrap();

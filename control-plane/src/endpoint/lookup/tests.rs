@@ -22,7 +22,9 @@ use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response};
 
 use super::*;
-use crate::backend::{BackendError, Credentials, DesiredRun, RunEnd, RunState, TokenTimes};
+use crate::backend::{
+    BackendError, Credentials, DesiredRun, RunEnd, RunState, RunStatus, TokenTimes,
+};
 
 /// Answers GET of a session; nothing else.
 #[derive(Clone, Default)]
@@ -267,6 +269,7 @@ async fn before_the_first_list_only_what_is_there_counts() {
     let run = |status| RunState {
         generation: 7,
         status,
+        namespace: None,
     };
     let ended = RunStatus::Ended {
         at: SystemTime::UNIX_EPOCH,
@@ -276,7 +279,10 @@ async fn before_the_first_list_only_what_is_there_counts() {
         },
     };
     let runs = HashMap::from([
-        (id("session-live"), run(RunStatus::Starting)),
+        (
+            id("session-live"),
+            run(RunStatus::Starting { waits_for: None }),
+        ),
         (id("session-ended"), run(ended)),
     ]);
     let scene = scene(Runs(runs)).await;

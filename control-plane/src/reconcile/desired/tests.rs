@@ -46,10 +46,17 @@ fn snapshot(run: &DesiredRun) -> String {
     run.environment.iter().map(line).collect()
 }
 
+fn command(run: &DesiredRun) -> &[String] {
+    let Agent::Command { command, .. } = &run.agent else {
+        panic!("{run:?}");
+    };
+    command
+}
+
 #[test]
 fn a_plain_session_has_this_environment() {
     let run = run(|_| {});
-    assert_eq!(run.command, ["demo-agent"]);
+    assert_eq!(command(&run), ["demo-agent"]);
     assert_eq!(run.generation, 0);
     let expected = r"AGENTIC_SESSION_NAME=my session
 AGENTIC_SESSION_NAMESPACE=team-a
@@ -104,7 +111,7 @@ fn a_full_session_has_this_environment() {
         ..settings()
     };
     let run = desired_run(&session, &["be kind", "", "be quick"], &settings).unwrap();
-    assert_eq!(run.command, ["my-agent", "--fast"]);
+    assert_eq!(command(&run), ["my-agent", "--fast"]);
     assert_eq!(run.generation, 2);
     let expected = r#"AGENTIC_SESSION_NAME=my session
 AGENTIC_SESSION_NAMESPACE=team-a

@@ -20,11 +20,22 @@ fn session(phase: Phase, generation: u32) -> Session {
 }
 
 fn run(generation: u32, status: RunStatus) -> RunState {
-    RunState { generation, status }
+    RunState {
+        generation,
+        status,
+        namespace: None,
+    }
+}
+
+fn starting_run() -> RunStatus {
+    RunStatus::Starting { waits_for: None }
 }
 
 fn running_run() -> RunStatus {
-    RunStatus::Running { since: at(100) }
+    RunStatus::Running {
+        since: at(100),
+        not_ready: None,
+    }
 }
 
 fn ended_run(code: u8) -> RunStatus {
@@ -52,11 +63,11 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
     let own = |status| Some(run(1, status));
     let cases = [
         (Pending, None, None),
-        (Pending, own(RunStatus::Starting), None),
+        (Pending, own(starting_run()), None),
         (Pending, own(running_run()), Some((Running, "AgentRunning"))),
         (Pending, own(ended_run(0)), None),
         (Creating, None, None),
-        (Creating, own(RunStatus::Starting), None),
+        (Creating, own(starting_run()), None),
         (
             Creating,
             own(running_run()),
@@ -64,7 +75,7 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
         ),
         (Creating, own(ended_run(0)), Some((Completed, "Completed"))),
         (Creating, own(ended_run(3)), Some((Failed, "AgentExit"))),
-        (Running, own(RunStatus::Starting), None),
+        (Running, own(starting_run()), None),
         (Running, own(ended_run(0)), Some((Completed, "Completed"))),
         (Running, own(ended_run(137)), Some((Failed, "AgentExit"))),
         (Running, own(lost_run()), Some((Failed, "RunnerLost"))),
@@ -73,7 +84,7 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
         (Stopping, Some(run(0, RunStatus::Unknown)), None),
         (Running, None, Some((Failed, "RunnerLost"))),
         (Stopping, own(running_run()), None),
-        (Stopping, own(RunStatus::Starting), None),
+        (Stopping, own(starting_run()), None),
         (Stopping, own(ended_run(0)), Some((Stopped, "Stopped"))),
         (Stopping, own(lost_run()), Some((Stopped, "Stopped"))),
         (Stopping, None, Some((Stopped, "Stopped"))),
@@ -91,7 +102,7 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
 #[test]
 fn a_terminal_phase_is_never_left() {
     for phase in [Phase::Stopped, Phase::Completed, Phase::Failed] {
-        for status in [RunStatus::Starting, running_run(), ended_run(0), lost_run()] {
+        for status in [starting_run(), running_run(), ended_run(0), lost_run()] {
             assert_eq!(report(phase, Some(&run(1, status))), None);
         }
         assert_eq!(report(phase, None), None);
@@ -101,7 +112,7 @@ fn a_terminal_phase_is_never_left() {
 #[test]
 fn a_run_of_another_generation_says_nothing() {
     for generation in [0, 2] {
-        for status in [RunStatus::Starting, running_run(), ended_run(0), lost_run()] {
+        for status in [starting_run(), running_run(), ended_run(0), lost_run()] {
             let other = run(generation, status.clone());
             for phase in [Phase::Pending, Phase::Creating] {
                 assert_eq!(report(phase, Some(&other)), None, "{phase} {other:?}");

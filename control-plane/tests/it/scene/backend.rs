@@ -128,7 +128,11 @@ impl Recording {
 
     /// The session's run is this, from now on.
     pub fn set(&self, session: &str, generation: u32, status: RunStatus) {
-        let run = RunState { generation, status };
+        let run = RunState {
+            generation,
+            status,
+            namespace: None,
+        };
         self.state().runs.insert(id(session), run);
         self.tell(&id(session));
     }
@@ -136,7 +140,14 @@ impl Recording {
     /// The session's run runs, and was found so.
     pub fn runs(&self, session: &str, generation: u32) {
         let since = Clock::system().now();
-        self.set(session, generation, RunStatus::Running { since });
+        self.set(
+            session,
+            generation,
+            RunStatus::Running {
+                since,
+                not_ready: None,
+            },
+        );
     }
 
     /// The session's run ends with this code.
@@ -229,16 +240,22 @@ impl Recording {
             };
         }
         let status = if state.runs_begin_later {
-            RunStatus::Starting
+            RunStatus::Starting { waits_for: None }
         } else {
             RunStatus::Running {
+                not_ready: None,
                 since: Clock::system().now(),
             }
         };
         let generation = run.generation;
-        state
-            .runs
-            .insert(run.id.clone(), RunState { generation, status });
+        state.runs.insert(
+            run.id.clone(),
+            RunState {
+                generation,
+                status,
+                namespace: None,
+            },
+        );
         state.tokens.insert(run.id.clone(), times(credentials));
         state.calls.push(call);
         Ok(())
