@@ -19,6 +19,7 @@ use self::{decrypting::DecryptingKey, pem::InvalidKey, signing::SigningKeys};
 pub mod decrypting;
 pub mod files;
 pub mod pem;
+pub mod secret;
 pub mod signing;
 
 /// Where the keys are kept: files, or Secrets.

@@ -7,15 +7,20 @@
 //! ```
 
 pub mod backend;
+pub mod check;
+pub mod cluster;
 pub mod controller;
 pub mod endpoint;
 pub mod issuer;
 pub mod keypair;
 pub mod local;
 pub mod metrics;
+pub mod projects;
 pub mod queue;
 pub mod reconcile;
 pub mod refresh;
+pub mod rules;
+pub mod serve;
 pub mod sessions;
 pub mod settings;
 pub mod worker;

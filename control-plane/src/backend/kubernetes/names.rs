@@ -1,0 +1,1 @@
+//! Names and labels of a session's objects (contract section 3).

@@ -1,0 +1,1 @@
+//! Tries each dependency, and says in a table what does not work.

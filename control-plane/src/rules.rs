@@ -1,0 +1,1 @@
+//! The Kubernetes permissions that the control plane needs: written once, here.

@@ -1,0 +1,1 @@
+//! What runs with a Kubernetes cluster: token endpoint, controller, refresh.
