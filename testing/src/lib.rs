@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub mod faults;
 pub mod idp;
+pub mod images;
 pub mod keypair;
 pub mod load;
 pub mod local;
