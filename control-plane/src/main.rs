@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Ok(Action::Shim { folder, log }) => init(&log)
             .and_then(|()| shim::run(&folder).map_err(Into::into))
             .map(|()| 0),
+        Ok(Action::Serve(_) | Action::Check(_)) => Err(anyhow::anyhow!("not yet")),
         Ok(Action::Local(settings)) => init(&settings.log).and_then(|()| local(*settings)),
         Err(NoSettings::Asked(text)) => {
             print!("{text}");

@@ -2,14 +2,22 @@
 
 use std::path::PathBuf;
 
-use super::{Args, LogFormat, Parser, Subcommand};
+use ambient_shared::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand};
 
-/// Keeps agent sessions supplied with tokens, and runs them.
+pub(super) use self::serve::Serve;
+
+mod serve;
+
+/// Keeps agent sessions supplied with tokens, and runs them: as pods, with a Kubernetes cluster;
+/// as processes, with `local`.
 #[derive(Debug, Parser)]
 #[command(name = "ambient-control-plane", version)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    pub(super) command: Verb,
+    pub(super) command: Option<Verb>,
+    #[command(flatten)]
+    pub(super) serve: Serve,
     #[command(flatten)]
     pub(super) log: Log,
 }
@@ -36,6 +44,10 @@ pub(super) enum Verb {
     ///
     /// No sandbox: agents run as you, with all that you may do.
     Local(Box<Local>),
+    /// Try each thing that the control plane depends on, with its own settings, and print a table.
+    ///
+    /// Changes nothing. Settings are given as without this verb: before it, or by environment.
+    Check,
     /// Print the hash under which logs show a session.
     Hash {
         /// The session's id.

@@ -59,6 +59,20 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{text:?} is not an address such as 127.0.0.1:8080"))
 }
 
+/// `ADDR:PORT`; `:PORT` means all addresses, as in Go programs.
+pub(super) fn parse_listen_anywhere(text: &str) -> Result<SocketAddr, String> {
+    let everywhere = |port: &str| {
+        let port = port.parse().ok()?;
+        // Both families, where the system has both.
+        Some(SocketAddr::new(IpAddr::from([0_u16; 8]), port))
+    };
+    match text.strip_prefix(':') {
+        Some(port) => everywhere(port),
+        None => text.parse().ok(),
+    }
+    .ok_or_else(|| format!("{text:?} is not an address such as :8080 or 127.0.0.1:8080"))
+}
+
 pub(super) fn parse_ttl(text: &str) -> Result<Duration, String> {
     let life = parse_duration(text)?;
     if life < MIN_TOKEN_TTL {

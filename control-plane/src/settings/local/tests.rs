@@ -1,11 +1,13 @@
-use super::{values::LOOPBACK, *};
+use clap::Parser as _;
+
+use super::{super::values::LOOPBACK, *};
 
 /// Settings of `ambient-control-plane ARGUMENTS` with this environment (secrets included).
 fn local(arguments: &[&str], variables: &[(&str, &str)]) -> Result<LocalSettings, Vec<String>> {
     let arguments = std::iter::once("ambient-control-plane").chain(arguments.iter().copied());
     let parsed =
         raw::Arguments::try_parse_from(arguments).map_err(|error| vec![error.to_string()])?;
-    let raw::Verb::Local(local) = parsed.command else {
+    let Some(raw::Verb::Local(local)) = parsed.command else {
         panic!("not local");
     };
     let environment = |name: &str| {
@@ -17,6 +19,7 @@ fn local(arguments: &[&str], variables: &[(&str, &str)]) -> Result<LocalSettings
     let secrets = Secrets {
         api_token: environment("AMBIENT_API_TOKEN").map(Into::into),
         oidc_client_secret: environment("OIDC_CLIENT_SECRET").map(Into::into),
+        anthropic_api_key: None,
     };
     let log = LogSettings {
         level: parsed.log.log_level.unwrap_or_default(),
@@ -269,8 +272,10 @@ fn addresses_are_loopback_unless_told() {
 
 #[test]
 fn hash_is_that_of_the_logs() {
-    let read = read(["ambient-control-plane", "hash", "abc"].map(Into::into));
-    assert!(matches!(read, Ok(Action::Hash(hash)) if hash.to_string() == "ba7816bf8f01"));
+    let read = super::super::read(["ambient-control-plane", "hash", "abc"].map(Into::into));
+    assert!(
+        matches!(read, Ok(super::super::Action::Hash(hash)) if hash.to_string() == "ba7816bf8f01")
+    );
 }
 
 #[test]

@@ -1,0 +1,338 @@
+//! Settings of the control plane on Kubernetes (contract section 6).
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
+
+use ambient_shared::{
+    exchange::parse_endpoint, settings::parse_flag, telemetry::parse_level, token::Token,
+};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use secrecy::ExposeSecret as _;
+use url::Url;
+
+use super::{
+    DEFAULT_TOKEN_TTL, Faults, IssuerSettings, LogSettings, Secrets, raw,
+    values::{parse_command, parse_interval, parse_listen_anywhere, parse_ttl},
+};
+use crate::{
+    backend::kubernetes::settings::{
+        Companions, Images, KubernetesSettings, ModelAccess, Platform, Provider, SecretRef, Vertex,
+    },
+    cluster::ClusterSettings,
+    refresh::Interval,
+};
+
+/// The control plane's settings.
+#[derive(Debug)]
+pub struct ServeSettings {
+    /// API server's REST.
+    pub api_url: Url,
+    /// API server's gRPC, `host:port`.
+    pub grpc_address: String,
+    /// Whether that speaks TLS.
+    pub grpc_tls: bool,
+    /// The control plane's own credential for the API server: `Static` or `Oidc`.
+    pub own: IssuerSettings,
+    /// Where sessions' tokens come from.
+    pub issuer: IssuerSettings,
+    /// The refresh ticker's interval.
+    pub refresh: Interval,
+    /// Where the token endpoint listens.
+    pub token_listen: SocketAddr,
+    /// What sessions are told of it.
+    pub token_url: Url,
+    /// Where metrics and health are served.
+    pub admin_listen: SocketAddr,
+    /// How the cluster is reached.
+    pub cluster: ClusterSettings,
+    /// How session pods are made.
+    pub kubernetes: KubernetesSettings,
+    /// The agent of sessions that name none.
+    pub agent_command: Option<Vec<String>>,
+    /// Images that sessions may ask for, as globs.
+    pub agent_image_allow: Vec<String>,
+    /// `LOG_LEVEL` of runners and sidecars.
+    pub runner_log_level: Option<String>,
+    /// Proxies, which sessions get too.
+    pub passed_on: BTreeMap<String, String>,
+    /// Whether the token endpoint limits rates.
+    pub rate_limits: bool,
+    /// Whether runners without a proof may have tokens.
+    pub allow_unproven: bool,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// Longest pod template that is read, in bytes: an object of Kubernetes is no larger (etcd's
+/// request limit).
+const MAX_TEMPLATE: u64 = 1536 * 1024;
+
+/// None only where there are faults.
+pub(super) fn check(
+    from: raw::Serve,
+    secrets: Secrets,
+    log: LogSettings,
+    environment: impl Fn(&str) -> Option<String>,
+    faults: &mut Faults,
+) -> Option<ServeSettings> {
+    let flag = |faults: &mut Faults, name: &str, text: &str| {
+        faults.check(name, parse_flag(text)).unwrap_or_default()
+    };
+    let namespace = from
+        .cp_runtime_namespace
+        .clone()
+        .or_else(|| environment("NAMESPACE"))
+        .unwrap_or_else(|| "ambient-code".to_owned());
+    let token_listen = listen(faults, "CP_TOKEN_LISTEN_ADDR", &from.cp_token_listen_addr);
+    let token_url = from.cp_token_url.clone().unwrap_or_else(|| {
+        let port = token_listen.port();
+        format!("http://ambient-control-plane.{namespace}.svc:{port}/token")
+    });
+    let api_url = url(
+        faults,
+        "AMBIENT_API_SERVER_URL",
+        &from.ambient_api_server_url,
+    );
+    let grpc_tls = flag(faults, "AMBIENT_GRPC_USE_TLS", &from.ambient_grpc_use_tls);
+    let grpc_address = from.ambient_grpc_server_addr.clone();
+    if grpc_address.contains("://") || !grpc_address.contains(':') {
+        faults.add(
+            "AMBIENT_GRPC_SERVER_ADDR",
+            format!("{grpc_address:?} is not HOST:PORT"),
+        );
+    }
+    let (own, issuer) = tokens(&from, &secrets, faults);
+    let refresh = from.cp_refresh_interval.as_deref().map_or_else(
+        || Interval::Auto,
+        |text| {
+            faults
+                .check("CP_REFRESH_INTERVAL", parse_interval(text))
+                .unwrap_or_default()
+        },
+    );
+    let agent_command = from
+        .agent_command
+        .as_deref()
+        .and_then(|text| faults.check("AGENT_COMMAND", parse_command(text)));
+    if let Some(level) = &from.runner_log_level {
+        faults.check("RUNNER_LOG_LEVEL", parse_level(level));
+    }
+    let overlay = from
+        .ambient_pod_template
+        .as_deref()
+        .and_then(|path| faults.check("AMBIENT_POD_TEMPLATE", read_template(path)));
+    let scheme = if grpc_tls { "https" } else { "http" };
+    let kubernetes = KubernetesSettings {
+        platform: platform(&from, faults),
+        images: Images {
+            agent: from.runner_image.clone(),
+            runner: from.ambient_runner_image.clone(),
+            sidecar: from.ambient_sidecar_image.clone(),
+            pull_namespace: from.runner_image_namespace.clone(),
+            pull_secret: from.image_pull_secret.clone(),
+        },
+        overlay,
+        upstream: from.ambient_api_server_url.trim_end_matches('/').to_owned(),
+        grpc_upstream: format!("{scheme}://{grpc_address}"),
+        model_access: ModelAccess {
+            vertex: flag(faults, "USE_VERTEX", &from.use_vertex).then(|| vertex(&from, &namespace)),
+            anthropic_api_key: secrets.anthropic_api_key,
+        },
+        companions: companions(&from),
+        namespace,
+    };
+    let token_url = url(faults, "CP_TOKEN_URL", &token_url);
+    Some(ServeSettings {
+        token_url: token_url?,
+        admin_listen: listen(faults, "AMBIENT_ADMIN_LISTEN", &from.ambient_admin_listen),
+        cluster: ClusterSettings {
+            kubeconfig: from.kubeconfig,
+            project_token_file: from.project_kube_token_file,
+        },
+        rate_limits: flag(faults, "CP_RATE_LIMITS", &from.cp_rate_limits),
+        allow_unproven: flag(faults, "CP_ALLOW_UNPROVEN", &from.cp_allow_unproven),
+        passed_on: proxies(&environment),
+        agent_image_allow: from.agent_image_allow,
+        runner_log_level: from.runner_log_level,
+        api_url: api_url?,
+        grpc_address,
+        grpc_tls,
+        own,
+        issuer,
+        refresh,
+        token_listen,
+        kubernetes,
+        agent_command,
+        log,
+    })
+}
+
+/// Our own credential, and the source of sessions' tokens. Client credentials win over a fixed
+/// token, as existing installs set both (contract section 6).
+fn tokens(
+    from: &raw::Serve,
+    secrets: &Secrets,
+    faults: &mut Faults,
+) -> (IssuerSettings, IssuerSettings) {
+    let life = from.cp_token_ttl.as_deref().map(|text| {
+        faults
+            .check("CP_TOKEN_TTL", parse_ttl(text))
+            .unwrap_or(DEFAULT_TOKEN_TTL)
+    });
+    let minted = IssuerSettings::Minted {
+        life: life.unwrap_or(DEFAULT_TOKEN_TTL),
+    };
+    let oidc = oidc(from, secrets, faults);
+    let fixed = secrets.api_token.as_ref().map(|token| {
+        faults.check("AMBIENT_API_TOKEN", Token::new(token.expose_secret(), None));
+        IssuerSettings::Static {
+            token: token.clone(),
+        }
+    });
+    let Some(own) = oidc.clone().or_else(|| fixed.clone()) else {
+        faults.add(
+            "AMBIENT_API_TOKEN",
+            "missing; the control plane needs it, or OIDC_TOKEN_URL, OIDC_CLIENT_ID and \
+             OIDC_CLIENT_SECRET, to talk to the API server",
+        );
+        return (minted.clone(), minted);
+    };
+    let issuer = match from.cp_token_issuer.as_deref() {
+        None => own.clone(),
+        Some("minted") => minted,
+        Some("static") => fixed.unwrap_or_else(|| {
+            faults.add(
+                "AMBIENT_API_TOKEN",
+                "missing; CP_TOKEN_ISSUER=static needs it",
+            );
+            minted
+        }),
+        Some("oidc") => oidc.unwrap_or_else(|| {
+            faults.add(
+                "OIDC_CLIENT_ID",
+                "missing; CP_TOKEN_ISSUER=oidc needs it, OIDC_TOKEN_URL and OIDC_CLIENT_SECRET",
+            );
+            minted
+        }),
+        Some(other) => {
+            faults.add(
+                "CP_TOKEN_ISSUER",
+                format!("{other:?} is neither minted, static nor oidc"),
+            );
+            minted
+        }
+    };
+    if life.is_some() && !matches!(issuer, IssuerSettings::Minted { .. }) {
+        faults.add(
+            "CP_TOKEN_TTL",
+            "only minted tokens have a life of our choice; set CP_TOKEN_ISSUER=minted, or leave \
+             it out",
+        );
+    }
+    (own, issuer)
+}
+
+/// Client credentials, when id and secret are set.
+fn oidc(from: &raw::Serve, secrets: &Secrets, faults: &mut Faults) -> Option<IssuerSettings> {
+    let client_id = from.oidc_client_id.clone()?;
+    let client_secret = secrets.oidc_client_secret.clone()?;
+    let Some(url) = &from.oidc_token_url else {
+        faults.add(
+            "OIDC_TOKEN_URL",
+            "missing; OIDC_CLIENT_ID and OIDC_CLIENT_SECRET are for it",
+        );
+        return None;
+    };
+    let url = faults.check("OIDC_TOKEN_URL", parse_endpoint(url))?;
+    Some(IssuerSettings::Oidc {
+        url,
+        client_id,
+        client_secret,
+    })
+}
+
+fn platform(from: &raw::Serve, faults: &mut Faults) -> Platform {
+    match from.platform_mode.as_str() {
+        "standard" => Platform::Standard,
+        "mpp" => Platform::Mpp {
+            config_namespace: from.mpp_config_namespace.clone(),
+        },
+        other => {
+            faults.add(
+                "PLATFORM_MODE",
+                format!("{other:?} is neither standard nor mpp"),
+            );
+            Platform::Standard
+        }
+    }
+}
+
+fn vertex(from: &raw::Serve, own_namespace: &str) -> Vertex {
+    let variables = [
+        (
+            "ANTHROPIC_VERTEX_PROJECT_ID",
+            &from.anthropic_vertex_project_id,
+        ),
+        ("CLOUD_ML_REGION", &from.cloud_ml_region),
+    ];
+    let set = |(name, value): (&str, &Option<String>)| Some((name.to_owned(), value.clone()?));
+    Vertex {
+        secret: from.vertex_secret_name.clone().map(|name| SecretRef {
+            namespace: from
+                .vertex_secret_namespace
+                .clone()
+                .unwrap_or_else(|| own_namespace.to_owned()),
+            name,
+        }),
+        variables: variables.into_iter().filter_map(set).collect(),
+    }
+}
+
+fn companions(from: &raw::Serve) -> Companions {
+    let credentials = [
+        (Provider::Github, &from.github_mcp_image),
+        (Provider::Jira, &from.jira_mcp_image),
+        (Provider::Kubernetes, &from.k8s_mcp_image),
+        (Provider::Google, &from.google_mcp_image),
+    ];
+    let set = |(provider, image): (Provider, &Option<String>)| Some((provider, image.clone()?));
+    Companions {
+        mcp: from.mcp_image.clone(),
+        mcp_api_server_url: from.mcp_api_server_url.clone(),
+        credentials: credentials.into_iter().filter_map(set).collect(),
+    }
+}
+
+fn listen(faults: &mut Faults, name: &str, text: &str) -> SocketAddr {
+    faults
+        .check(name, parse_listen_anywhere(text))
+        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+/// A URL that passes the rules of contract section 1. None is a fault, found already.
+fn url(faults: &mut Faults, name: &str, text: &str) -> Option<Url> {
+    faults.check(name, parse_endpoint(text))
+}
+
+/// The operator's overlay of the pod template.
+fn read_template(path: &Path) -> Result<Box<PodTemplateSpec>, String> {
+    let place = path.display();
+    let size = fs::metadata(path).map_err(|error| format!("cannot read {place}: {error}"))?;
+    if size.len() > MAX_TEMPLATE {
+        return Err(format!("{place} is larger than {MAX_TEMPLATE} bytes"));
+    }
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {place}: {error}"))?;
+    serde_saphyr::from_str(&text)
+        .map(Box::new)
+        .map_err(|error| format!("{place} is no pod template: {error}"))
+}
+
+/// The proxies of this process, for sessions.
+fn proxies(environment: &impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), environment(name)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+use std::io::Write as _;
+
+use clap::Parser as _;
+
+use super::*;
+
+const CREDENTIALS: [(&str, &str); 1] = [("AMBIENT_API_TOKEN", "the-token")];
+
+fn serve(arguments: &[&str], variables: &[(&str, &str)]) -> Result<ServeSettings, Vec<String>> {
+    let arguments = std::iter::once("ambient-control-plane").chain(arguments.iter().copied());
+    let parsed =
+        raw::Arguments::try_parse_from(arguments).map_err(|error| vec![error.to_string()])?;
+    let environment = |name: &str| {
+        let set = variables.iter().find(|(variable, _)| *variable == name);
+        set.map(|(_, value)| (*value).to_owned())
+    };
+    let secret = |name| environment(name).map(Into::into);
+    let secrets = Secrets {
+        api_token: secret("AMBIENT_API_TOKEN"),
+        oidc_client_secret: secret("OIDC_CLIENT_SECRET"),
+        anthropic_api_key: secret("ANTHROPIC_API_KEY"),
+    };
+    let log = LogSettings {
+        level: String::new(),
+        format: parsed.log.log_format,
+    };
+    let mut faults = Faults::default();
+    let settings = check(parsed.serve, secrets, log, environment, &mut faults);
+    if faults.0.is_empty() {
+        Ok(settings.unwrap())
+    } else {
+        Err(faults.0)
+    }
+}
+
+fn faults(arguments: &[&str]) -> Vec<String> {
+    serve(arguments, &CREDENTIALS).unwrap_err()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let settings = serve(&[], &CREDENTIALS).unwrap();
+
+    assert_eq!(settings.api_url.as_str(), "http://localhost:8000/");
+    assert_eq!(settings.grpc_address, "localhost:8001");
+    assert!(!settings.grpc_tls);
+    assert_eq!(settings.token_listen, "[::]:8080".parse().unwrap());
+    assert_eq!(
+        settings.token_url.as_str(),
+        "http://ambient-control-plane.ambient-code.svc:8080/token"
+    );
+    assert_eq!(settings.kubernetes.namespace, "ambient-code");
+    assert_eq!(settings.kubernetes.platform, Platform::Standard);
+    assert!(settings.rate_limits && !settings.allow_unproven);
+    assert!(matches!(settings.own, IssuerSettings::Static { .. }));
+    assert!(matches!(settings.issuer, IssuerSettings::Static { .. }));
+}
+
+#[test]
+fn the_own_namespace_is_in_what_runners_are_told() {
+    let mut variables = CREDENTIALS.to_vec();
+    variables.push(("NAMESPACE", "agents"));
+    let settings = serve(&["--cp-token-listen-addr", ":9999"], &variables).unwrap();
+    assert_eq!(
+        settings.token_url.as_str(),
+        "http://ambient-control-plane.agents.svc:9999/token"
+    );
+
+    let arguments = ["--cp-runtime-namespace", "other"];
+    let settings = serve(&arguments, &variables).unwrap();
+    assert_eq!(settings.kubernetes.namespace, "other");
+}
+
+#[test]
+fn client_credentials_win_over_a_fixed_token() {
+    let arguments = [
+        "--oidc-client-id",
+        "me",
+        "--oidc-token-url",
+        "https://idp.example/token",
+    ];
+    let variables = [
+        ("AMBIENT_API_TOKEN", "the-token"),
+        ("OIDC_CLIENT_SECRET", "hush"),
+    ];
+    let settings = serve(&arguments, &variables).unwrap();
+    assert!(matches!(settings.own, IssuerSettings::Oidc { .. }));
+    assert!(matches!(settings.issuer, IssuerSettings::Oidc { .. }));
+
+    let minted = [&arguments[..], &["--cp-token-issuer", "minted"]].concat();
+    let settings = serve(&minted, &variables).unwrap();
+    assert!(matches!(settings.own, IssuerSettings::Oidc { .. }));
+    assert!(matches!(settings.issuer, IssuerSettings::Minted { .. }));
+}
+
+#[test]
+fn without_any_credential_it_says_what_is_missing() {
+    let faults = serve(&[], &[]).unwrap_err();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].starts_with("AMBIENT_API_TOKEN: missing"));
+}
+
+#[test]
+fn every_fault_is_found() {
+    let found = faults(&[
+        "--ambient-api-server-url",
+        "ftp://api",
+        "--ambient-grpc-server-addr",
+        "http://api:8001",
+        "--ambient-grpc-use-tls",
+        "perhaps",
+        "--cp-token-issuer",
+        "magic",
+        "--cp-token-ttl",
+        "5m",
+        "--cp-token-listen-addr",
+        "here",
+        "--cp-token-url",
+        "http://user:secret@cp/token",
+        "--platform-mode",
+        "cloud",
+        "--agent-command",
+        "sh -c",
+        "--runner-log-level",
+        "=nonsense=",
+        "--ambient-pod-template",
+        "/does/not/exist",
+    ]);
+    for setting in [
+        "AMBIENT_API_SERVER_URL",
+        "AMBIENT_GRPC_SERVER_ADDR",
+        "AMBIENT_GRPC_USE_TLS",
+        "CP_TOKEN_ISSUER",
+        "CP_TOKEN_LISTEN_ADDR",
+        "CP_TOKEN_URL",
+        "PLATFORM_MODE",
+        "AGENT_COMMAND",
+        "RUNNER_LOG_LEVEL",
+        "AMBIENT_POD_TEMPLATE",
+    ] {
+        assert!(
+            found.iter().any(|fault| fault.starts_with(setting)),
+            "{setting}: {found:?}"
+        );
+    }
+    assert!(!found.concat().contains("secret"), "{found:?}");
+}
+
+#[test]
+fn only_minted_tokens_have_a_life_of_our_choice() {
+    let found = faults(&["--cp-token-ttl", "5m"]);
+    assert!(found[0].starts_with("CP_TOKEN_TTL"), "{found:?}");
+
+    let arguments = ["--cp-token-ttl", "5m", "--cp-token-issuer", "minted"];
+    let settings = serve(&arguments, &CREDENTIALS).unwrap();
+    let IssuerSettings::Minted { life } = settings.issuer else {
+        panic!("{:?}", settings.issuer);
+    };
+    assert_eq!(life.as_secs(), 300);
+}
+
+#[test]
+fn companions_and_model_access_are_as_set() {
+    let mut variables = CREDENTIALS.to_vec();
+    variables.push(("ANTHROPIC_API_KEY", "sk-hush"));
+    let settings = serve(
+        &[
+            "--use-vertex",
+            "true",
+            "--vertex-secret-name",
+            "vertex",
+            "--cloud-ml-region",
+            "global",
+            "--mcp-image",
+            "mcp:1",
+            "--jira-mcp-image",
+            "jira:1",
+            "--platform-mode",
+            "mpp",
+        ],
+        &variables,
+    )
+    .unwrap();
+
+    let kubernetes = &settings.kubernetes;
+    assert_eq!(kubernetes.companions.mcp.as_deref(), Some("mcp:1"));
+    let credentials = &kubernetes.companions.credentials;
+    assert_eq!(credentials.len(), 1);
+    assert_eq!(credentials[&Provider::Jira], "jira:1");
+    let vertex = kubernetes.model_access.vertex.as_ref().unwrap();
+    assert_eq!(vertex.variables["CLOUD_ML_REGION"], "global");
+    assert_eq!(vertex.secret.as_ref().unwrap().namespace, "ambient-code");
+    assert_eq!(kubernetes.namespace_of("Team"), "ambient-code--team");
+    assert!(!format!("{settings:?}").contains("hush"));
+}
+
+#[test]
+fn a_pod_template_is_yaml_or_a_clear_fault() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"spec:\n  nodeSelector: {pool: agents}\n  containers: []\n")
+        .unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let settings = serve(&["--ambient-pod-template", &path], &CREDENTIALS).unwrap();
+    let overlay = settings.kubernetes.overlay.unwrap();
+    let selector = overlay.spec.unwrap().node_selector.unwrap();
+    assert_eq!(selector["pool"], "agents");
+
+    file.write_all(b"spec: [not, a, template]\n").unwrap();
+    let found = faults(&["--ambient-pod-template", &path]);
+    assert!(found[0].contains("is no pod template"), "{found:?}");
+}
