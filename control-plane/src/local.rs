@@ -33,7 +33,12 @@ use crate::{
     },
     controller::{Controller, ControllerSettings},
     endpoint::{Endpoint, EndpointSettings, Parts, Standing, StandingOf, lookup::Lookup},
-    issuer::{Issuer, fixed::FixedIssuer, minted::MintedIssuer, oidc::OidcIssuer},
+    issuer::{
+        Issuer,
+        fixed::FixedIssuer,
+        minted::{AUDIENCE, ISSUER, MintedIssuer},
+        oidc::OidcIssuer,
+    },
     keypair::{
         KeypairStore as _, Keys,
         files::{FOLDER, FileKeypairStore, JWKS},
@@ -57,12 +62,6 @@ pub mod run;
 pub mod shim;
 
 pub use error::LocalError;
-
-/// `iss` of minted tokens.
-const ISSUER: &str = "ambient-control-plane";
-
-/// `aud` of minted tokens.
-const AUDIENCE: &str = "ambient-api";
 
 /// How long what runs may take to end when the program is asked to.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -310,29 +309,11 @@ fn issuer(settings: &LocalSettings, keys: &Keys, clock: &Clock) -> Result<Issuer
             client_id,
             client_secret,
         } => {
-            let oidc = Arc::new(oidc_issuer(url, client_id, client_secret, clock)?);
+            let oidc = OidcIssuer::connect(url, client_id, client_secret, clock)?;
+            let oidc = Arc::new(oidc);
             (Arc::clone(&oidc) as Arc<dyn Issuer>, Some(oidc))
         }
     })
-}
-
-/// Longest request to the identity provider; the issuer itself waits no longer.
-const OIDC_LIMIT: Duration = Duration::from_secs(10);
-
-fn oidc_issuer(
-    url: &Url,
-    client_id: &str,
-    client_secret: &SecretString,
-    clock: &Clock,
-) -> Result<OidcIssuer, LocalError> {
-    let client = http_client_to(url, &Resolver::system(), trust_roots(None)?, OIDC_LIMIT)?;
-    Ok(OidcIssuer::new(
-        client,
-        url.clone(),
-        client_id.to_owned(),
-        client_secret.clone(),
-        clock.clone(),
-    ))
 }
 
 fn api_settings(

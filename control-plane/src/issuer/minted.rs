@@ -20,6 +20,12 @@ use serde_json::Value;
 use super::{IssueError, Issuer, Subject};
 use crate::{keypair::signing::SigningKeys, metrics::TOKENS_ISSUED};
 
+/// `iss` of our minted tokens.
+pub const ISSUER: &str = "ambient-control-plane";
+
+/// `aud` of our minted tokens.
+pub const AUDIENCE: &str = "ambient-api";
+
 /// Most tokens kept to be handed out again: about 1 KiB each, and some 10,000 sessions run at a
 /// time; what is evicted is signed again.
 const KEPT_TOKENS: u64 = 20_000;

@@ -9,8 +9,10 @@
 use std::time::{Duration, SystemTime};
 
 use ambient_shared::{
+    client::{ClientError, http_client_to, trust_roots},
     clock::{self, Clock},
     exit,
+    resolve::Resolver,
     retry::{Backoff, Policy, Retry},
     token::{ASSUMED_LIFE, Token},
 };
@@ -89,6 +91,26 @@ enum Choice {
 }
 
 impl OidcIssuer {
+    /// As [`OidcIssuer::new`], with a client of its own.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn connect(
+        token_url: &Url,
+        client_id: &str,
+        secret: &SecretString,
+        clock: &Clock,
+    ) -> Result<Self, ClientError> {
+        let (resolver, roots) = (Resolver::system(), trust_roots(None)?);
+        Ok(Self::new(
+            http_client_to(token_url, &resolver, roots, REQUEST_LIMIT)?,
+            token_url.clone(),
+            client_id.to_owned(),
+            secret.clone(),
+            clock.clone(),
+        ))
+    }
+
     /// Asks `token_url` by client credentials (RFC 6749, section 4.4).
     pub fn new(
         client: reqwest::Client,

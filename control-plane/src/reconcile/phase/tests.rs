@@ -31,6 +31,27 @@ fn starting_run() -> RunStatus {
     RunStatus::Starting { waits_for: None }
 }
 
+fn waiting_run() -> RunStatus {
+    let waits_for = Some(Reason::new("ImagePullBackOff", "no such image"));
+    RunStatus::Starting { waits_for }
+}
+
+fn doomed_run() -> RunStatus {
+    RunStatus::Doomed(Reason::new("InvalidImageName", "no name of an image"))
+}
+
+fn unready_run() -> RunStatus {
+    RunStatus::Running {
+        since: at(100),
+        not_ready: Some(Reason::new("NotReady", "a container is not ready")),
+    }
+}
+
+fn killed_run() -> RunStatus {
+    let end = RunEnd::Killed(Reason::new("OOMKilled", "out of memory"));
+    RunStatus::Ended { at: at(200), end }
+}
+
 fn running_run() -> RunStatus {
     RunStatus::Running {
         since: at(100),
@@ -75,6 +96,29 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
         ),
         (Creating, own(ended_run(0)), Some((Completed, "Completed"))),
         (Creating, own(ended_run(3)), Some((Failed, "AgentExit"))),
+        (
+            Creating,
+            own(waiting_run()),
+            Some((Creating, "ImagePullBackOff")),
+        ),
+        (Pending, own(waiting_run()), None),
+        (Running, own(waiting_run()), None),
+        (
+            Pending,
+            own(doomed_run()),
+            Some((Failed, "InvalidImageName")),
+        ),
+        (
+            Creating,
+            own(doomed_run()),
+            Some((Failed, "InvalidImageName")),
+        ),
+        (Stopping, own(doomed_run()), None),
+        (Creating, own(unready_run()), Some((Running, "NotReady"))),
+        (Running, own(unready_run()), Some((Running, "NotReady"))),
+        (Running, own(killed_run()), Some((Failed, "OOMKilled"))),
+        (Creating, own(killed_run()), Some((Failed, "OOMKilled"))),
+        (Stopping, own(killed_run()), Some((Stopped, "Stopped"))),
         (Running, own(starting_run()), None),
         (Running, own(ended_run(0)), Some((Completed, "Completed"))),
         (Running, own(ended_run(137)), Some((Failed, "AgentExit"))),
@@ -102,7 +146,16 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
 #[test]
 fn a_terminal_phase_is_never_left() {
     for phase in [Phase::Stopped, Phase::Completed, Phase::Failed] {
-        for status in [starting_run(), running_run(), ended_run(0), lost_run()] {
+        for status in [
+            starting_run(),
+            waiting_run(),
+            doomed_run(),
+            running_run(),
+            unready_run(),
+            ended_run(0),
+            killed_run(),
+            lost_run(),
+        ] {
             assert_eq!(report(phase, Some(&run(1, status))), None);
         }
         assert_eq!(report(phase, None), None);
@@ -112,7 +165,16 @@ fn a_terminal_phase_is_never_left() {
 #[test]
 fn a_run_of_another_generation_says_nothing() {
     for generation in [0, 2] {
-        for status in [starting_run(), running_run(), ended_run(0), lost_run()] {
+        for status in [
+            starting_run(),
+            waiting_run(),
+            doomed_run(),
+            running_run(),
+            unready_run(),
+            ended_run(0),
+            killed_run(),
+            lost_run(),
+        ] {
             let other = run(generation, status.clone());
             for phase in [Phase::Pending, Phase::Creating] {
                 assert_eq!(report(phase, Some(&other)), None, "{phase} {other:?}");
@@ -209,4 +271,20 @@ fn a_report_names_the_start_that_it_is_about() {
     let status = unreported(&before, Some(&run(3, ended_run(0)))).unwrap();
     let written = request(&before, &status, at(300));
     assert_eq!(written.sdk_restart_count, Some(3));
+}
+
+#[test]
+fn the_namespace_is_reported_once() {
+    let mut state = run(1, running_run());
+    state.namespace = Some("team".to_owned());
+    let mut session = session(Phase::Creating, 1);
+    let status = unreported(&session, Some(&state)).unwrap();
+    let request = request(&session, &status, at(300));
+    assert_eq!(request.kube_namespace.as_deref(), Some("team"));
+
+    session.phase = Phase::Running;
+    session.object.kube_namespace = request.kube_namespace;
+    session.object.start_time = request.start_time;
+    session.object.conditions = request.conditions;
+    assert_eq!(unreported(&session, Some(&state)), None);
 }
