@@ -11,7 +11,9 @@ command -v go >/dev/null || {
 	exit 1
 }
 
-kubernetes=$(sed -n 's/^require k8s.io\/kubernetes //p' "$here/kubernetes/go.mod")
+# Kubernetes refuses to start without its version.
+kubernetes=$(sed -nE 's/^\s+k8s\.io\/kubernetes (v[0-9.]+)$/\1/p' "$here/kubernetes/go.mod")
+[ "$kubernetes" ] || { echo "no version of k8s.io/kubernetes in kubernetes/go.mod" >&2; exit 1; }
 mkdir -p "$(dirname "$folder")"
 new=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$new"' EXIT

@@ -7,13 +7,14 @@
     reason = "this crate only runs below tests, where a failure is a panic that shows the scene"
 )]
 //! What tests and benchmarks of all programs share: real binaries, an identity provider, a broken
-//! network, load.
+//! network, load, a Kubernetes control plane.
 //!
 //! Everything listens on loopback at a port that the system chose, ends when it is dropped, and
 //! gives up waiting after [`DEADLINE`].
 
 use std::time::Duration;
 
+pub mod cluster;
 pub mod faults;
 pub mod idp;
 pub mod images;

@@ -8,6 +8,7 @@
 //! The whole system: real binaries, real sockets, real processes, as a person meets it.
 
 mod agent;
+mod cluster;
 mod demo;
 mod endpoint;
 mod faults;

@@ -1,0 +1,161 @@
+//! What the API server wrote down of the requests it got.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use serde::Deserialize;
+
+/// What is written down: who asked for what and how it was answered, no bodies. Not what the
+/// cluster's own programs ask, nor questions after its health.
+pub(super) const POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  users: ['system:apiserver', 'system:kube-controller-manager', 'system:kube-scheduler']
+- level: None
+  userGroups: ['system:serviceaccounts:kube-system']
+- level: None
+  nonResourceURLs: ['/readyz*', '/livez*', '/healthz*']
+- level: Metadata
+";
+
+/// One request to the API server. What does not apply is empty.
+///
+/// The audit log has no content types, so it does not tell one kind of patch from another; the
+/// query in `uri` has a field manager and whether an apply was forced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Who asked, such as `admin`.
+    pub user: String,
+    /// As RBAC names it, such as `get`, `list`, `watch`, `create`, `patch`, `deletecollection`.
+    pub verb: String,
+    /// API group; empty for that of pods and Secrets.
+    pub group: String,
+    /// Such as `pods`; empty for requests that are about no resource, such as for `/version`.
+    pub resource: String,
+    /// Such as `status`.
+    pub subresource: String,
+    /// Namespace of the object, or of the list.
+    pub namespace: String,
+    /// Name of the object; empty for lists.
+    pub name: String,
+    /// Status of the answer, such as 201; 0 when there was none.
+    pub code: u16,
+    /// The client's `User-Agent`.
+    pub user_agent: String,
+    /// Path and query.
+    pub uri: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    #[serde(rename = "auditID")]
+    audit_id: String,
+    #[serde(default)]
+    verb: String,
+    #[serde(rename = "requestURI", default)]
+    request_uri: String,
+    #[serde(default)]
+    user_agent: String,
+    user: Who,
+    impersonated_user: Option<Who>,
+    object_ref: Option<Object>,
+    response_status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+struct Who {
+    #[serde(default)]
+    username: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Object {
+    resource: String,
+    subresource: String,
+    namespace: String,
+    name: String,
+    api_group: String,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    code: u16,
+}
+
+/// All requests in the log so far, each once: a watch is written down when it was answered, and
+/// again when it ended.
+pub(super) fn read(folder: &Path) -> Vec<Request> {
+    let log = fs::read(folder.join("audit.log")).unwrap_or_default();
+    parse(&String::from_utf8_lossy(&log))
+}
+
+fn parse(log: &str) -> Vec<Request> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut requests: Vec<Request> = Vec::new();
+    // The last line may be half written.
+    for event in log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Event>(line).ok())
+    {
+        let id = event.audit_id.clone();
+        let request = Request::from(event);
+        if let Some(&place) = places.get(&id) {
+            requests[place] = request;
+        } else {
+            places.insert(id, requests.len());
+            requests.push(request);
+        }
+    }
+    requests
+}
+
+impl From<Event> for Request {
+    fn from(event: Event) -> Self {
+        let object = event.object_ref.unwrap_or_default();
+        Self {
+            user: event.impersonated_user.unwrap_or(event.user).username,
+            verb: event.verb,
+            group: object.api_group,
+            resource: object.resource,
+            subresource: object.subresource,
+            namespace: object.namespace,
+            name: object.name,
+            code: event.response_status.map_or(0, |it| it.code),
+            user_agent: event.user_agent,
+            uri: event.request_uri,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_counts_once_and_half_a_line_not_at_all() {
+        let line = |id: &str, verb: &str, stage: &str| {
+            format!(
+                r#"{{"auditID":"{id}","stage":"{stage}","requestURI":"/api/v1/pods","verb":"{verb}","user":{{"username":"admin"}},"objectRef":{{"resource":"pods","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}}}}"#
+            )
+        };
+        let log = [
+            line("a", "watch", "ResponseStarted"),
+            line("b", "list", "ResponseComplete"),
+            line("a", "watch", "ResponseComplete"),
+            r#"{"auditID":"c","verb":"ge"#.to_owned(),
+        ]
+        .join("\n");
+
+        let requests = parse(&log);
+
+        let verbs: Vec<_> = requests.iter().map(|it| it.verb.as_str()).collect();
+        assert_eq!(verbs, ["watch", "list"]);
+        assert_eq!(requests[0].resource, "pods");
+        assert_eq!(requests[0].code, 200);
+    }
+}
