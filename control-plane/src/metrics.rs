@@ -63,3 +63,11 @@ pub const EARLIEST_EXPIRY: &str = "ambient_control_plane_refresh_earliest_expiry
 pub const PROCESS_STARTS: &str = "ambient_control_plane_process_starts_total";
 /// Gauge: sessions whose shim runs.
 pub const PROCESSES: &str = "ambient_control_plane_processes";
+
+// Kubernetes.
+
+/// Counter, labels `verb` and `code`: requests to the Kubernetes API, by HTTP status; `none` when
+/// there was no answer.
+pub const KUBERNETES_REQUESTS: &str = "ambient_control_plane_kubernetes_requests_total";
+/// Histogram, label `verb`: how long an answer took, in seconds; of a watch, until it began.
+pub const KUBERNETES_SECONDS: &str = "ambient_control_plane_kubernetes_request_duration_seconds";

@@ -217,6 +217,12 @@ pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, Cl
             .tls_config(ClientTlsConfig::new().trust_anchors(roots))
             .map_err(broken)?;
     }
+    Ok(endpoint.connect_with_connector_lazy(tcp_connector(resolver)))
+}
+
+/// TCP connections with our name resolution, for any scheme: TLS goes on top. A peer that vanished is noticed
+/// within 20 s.
+pub fn tcp_connector(resolver: &Resolver) -> HttpConnector<Resolver> {
     let mut connector = HttpConnector::new_with_resolver(resolver.clone());
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -225,7 +231,7 @@ pub fn grpc_channel(resolver: &Resolver, to: &GrpcAddress) -> Result<Channel, Cl
     connector.set_keepalive_interval(Some(TCP_PROBE_INTERVAL));
     connector.set_keepalive_retries(Some(TCP_PROBES));
     connector.set_tcp_user_timeout(Some(TCP_UNACKNOWLEDGED));
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    connector
 }
 
 #[cfg(test)]

@@ -35,6 +35,9 @@ pub enum TelemetryError {
     Metrics,
 }
 
+/// kube logs the whole text of an answer that it cannot read, which may be a Secret's.
+const ANSWERS: &str = ",kube_client::client=off";
+
 /// Checks a log level as settings give it. Existing settings say `WARNING` and `CRITICAL` too.
 ///
 /// # Errors
@@ -63,7 +66,7 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
     } else {
         ""
     };
-    EnvFilter::try_new(format!("{known}{quiet}")).map_err(|_| broken())
+    EnvFilter::try_new(format!("{known}{quiet}{ANSWERS}")).map_err(|_| broken())
 }
 
 /// Sets up logging for the process.
