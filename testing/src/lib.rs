@@ -21,6 +21,7 @@ pub mod images;
 pub mod keypair;
 pub mod load;
 pub mod local;
+pub mod node;
 pub mod processes;
 pub mod programs;
 pub mod table;
