@@ -7,7 +7,11 @@ TOOLS ?= $(HOME)/.cache/ambient-tools
 
 DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
-CLUSTER := $(TOOLS)/cluster-$(shell cat testing/cluster/version)
+# The programs of the test cluster: somebody's own, or those that we build.
+CLUSTER_BUILT := $(TOOLS)/cluster-$(shell cat testing/cluster/version)
+CLUSTER := $(if $(KUBEBUILDER_ASSETS),$(abspath $(KUBEBUILDER_ASSETS)),$(CLUSTER_BUILT))
+# Crates whose tests start a cluster.
+CLUSTER_TESTS := ambient-control-plane ambient-testing
 
 # Static binaries: no loader, so that they start in any image. Where there is no /dev/urandom,
 # random numbers must come from the system call.
@@ -33,8 +37,11 @@ demo: ## Run a whole session on this machine, with tokens that live for seconds.
 	$(CARGO) build --locked --bins $(LOCAL)
 	"$(TARGET_DIR)/debug/ambient-control-plane" local --demo
 
-test: ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
-	$(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
+# Before the tests, so that they fail with a sentence, or build what they need, only once.
+NEEDS_CLUSTER := $(or $(if $(PACKAGE),,yes),$(filter $(CLUSTER_TESTS),$(PACKAGE)))
+
+test: $(if $(NEEDS_CLUSTER),cluster-tools) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
+	KUBEBUILDER_ASSETS="$(CLUSTER)" $(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
 
 lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
 
@@ -69,10 +76,15 @@ static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any 
 		echo "dist/$$name: static, $$(stat -c %s "dist/$$name") bytes"; \
 	done
 
-cluster-tools: $(CLUSTER) ## Build etcd and the Kubernetes programs for coming tests; needs Go.
+cluster-tools: $(if $(KUBEBUILDER_ASSETS),,$(CLUSTER_BUILT)) ## Build etcd and the Kubernetes programs for tests, once; needs Go.
+	@for name in etcd kube-apiserver kube-controller-manager kubectl; do \
+		[ -x "$(CLUSTER)/$$name" ] || { \
+			echo "$$name is not in $(CLUSTER): put it there, or unset KUBEBUILDER_ASSETS to" \
+				"have it built" >&2; exit 1; }; \
+	done
 
-$(CLUSTER):
-	testing/cluster/build.sh "$(CLUSTER)"
+$(CLUSTER_BUILT):
+	testing/cluster/build.sh "$@"
 
 bench: bench-exchange bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
 

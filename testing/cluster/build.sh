@@ -1,36 +1,65 @@
 #!/usr/bin/env bash
-# Builds the Kubernetes programs that the tests start, static, into one folder.
-# build.sh FOLDER: the folder appears when all of it is there, never a part.
+# Builds programs that the tests start, static, into one folder.
+#   build.sh FOLDER [cluster|helm|kwok]
+# The folder appears when all of it is there, never a part.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:?a folder is needed}
+what=${2:-cluster}
 
 command -v go >/dev/null || {
-	echo "Go is needed to build the test cluster's programs; install it (go.dev), or set" \
-		"KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kube-controller-manager" >&2
+	echo "Go is needed to build the programs of the test cluster: install it (go.dev), or set" \
+		"KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver, kube-controller-manager and" \
+		"kubectl" >&2
 	exit 1
 }
 
-# Kubernetes refuses to start without its version.
-kubernetes=$(sed -nE 's/^\s+k8s\.io\/kubernetes (v[0-9.]+)$/\1/p' "$here/kubernetes/go.mod")
-[ "$kubernetes" ] || { echo "no version of k8s.io/kubernetes in kubernetes/go.mod" >&2; exit 1; }
 mkdir -p "$(dirname "$folder")"
 new=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 
-build() { # module, binary, further linker flags
-	echo "building $2: some minutes on the first run" >&2
-	(cd "$here/$1" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $3" -o "$new/$2" .)
+build() { # module, package, binary, further linker flags
+	echo "building $3: some minutes on the first run" >&2
+	local started=$SECONDS
+	(cd "$here/$1" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w ${4-}" -o "$new/$3" "$2")
+	echo "built $3 in $((SECONDS - started)) s" >&2
 }
 
-version=k8s.io/component-base/version
-build etcd etcd ""
-build kubernetes kubernetes "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 \
-	-X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes") -X $version.gitTreeState=clean"
-for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl; do
-	ln -s kubernetes "$new/$name"
-done
+required() { # module, what it requires: the version
+	local version
+	version=$(sed -nE "s|^(require)?\s+$2 (v[0-9.]+)\$|\2|p" "$here/$1/go.mod")
+	[ "$version" ] || { echo "no version of $2 in $1/go.mod" >&2; exit 1; }
+	echo "$version"
+}
+
+case $what in
+cluster)
+	build etcd . etcd
+	# Kubernetes refuses to start without its version.
+	kubernetes=$(required kubernetes k8s.io/kubernetes)
+	version=k8s.io/component-base/version
+	build kubernetes . kubernetes "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 \
+		-X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes") -X $version.gitTreeState=clean"
+	for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl; do
+		ln -s kubernetes "$new/$name"
+	done
+	;;
+helm)
+	version=$(required helm helm.sh/helm/v4)
+	build helm helm.sh/helm/v4/cmd/helm helm \
+		"-X helm.sh/helm/v4/internal/version.version=$version"
+	;;
+kwok)
+	version=$(required kwok sigs.k8s.io/kwok)
+	build kwok sigs.k8s.io/kwok/cmd/kwok kwok \
+		"-X sigs.k8s.io/kwok/pkg/consts.Version=$version"
+	;;
+*)
+	echo "nothing is named $what: cluster, helm or kwok" >&2
+	exit 2
+	;;
+esac
 chmod 755 "$new"
-mv -T "$new" "$folder"
-trap - EXIT
-echo "test cluster programs are in $folder" >&2
+# Another build may have been faster; then that one stays.
+mv -T "$new" "$folder" 2>/dev/null || [ -d "$folder" ]
+echo "$what is in $folder" >&2
