@@ -12,7 +12,7 @@ mod sessions;
 
 use std::{io, sync::Arc};
 
-use ambient_shared::rest::{BASE, ErrorBody, List};
+use ambient_shared::rest::{BASE, ErrorBody, List, SESSION_TOKENS_HEADER};
 use axum::{
     Router,
     body::Body,
@@ -39,6 +39,9 @@ use crate::{
 
 /// Names the call in our log.
 const OPERATION_ID: HeaderName = HeaderName::from_static("x-operation-id");
+
+/// Tells control planes that minted tokens open one session here.
+const SESSION_TOKENS: HeaderName = HeaderName::from_static(SESSION_TOKENS_HEADER);
 
 /// Seconds after which a call that found us busy may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -149,9 +152,11 @@ async fn answer(request: Request, next: Next) -> Response {
     metrics::answered(status);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     debug!(operation_id, %method, path, status = status.as_u16(), "answered");
+    let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(operation_id) {
-        response.headers_mut().insert(OPERATION_ID, value);
+        headers.insert(OPERATION_ID, value);
     }
+    headers.insert(SESSION_TOKENS, HeaderValue::from_static("v1"));
     response
 }
 

@@ -10,6 +10,10 @@ use crate::proto;
 /// Base path of the REST API.
 pub const BASE: &str = "/api/ambient/v1";
 
+/// Header of every answer of an API server that takes minted tokens for one session only. Without
+/// it they would open every session.
+pub const SESSION_TOKENS_HEADER: &str = "x-ambient-session-tokens";
+
 /// Header that restricts lists to one project, and names the project of a new session.
 pub const PROJECT_HEADER: &str = "x-ambient-project";
 

@@ -125,6 +125,22 @@ async fn bad_queries_are_400_with_the_reason() {
 }
 
 #[tokio::test]
+async fn every_answer_says_that_minted_tokens_open_one_session() {
+    let server = Server::start().await;
+    for (path, status) in [
+        ("/sessions", 200),
+        ("/sessions/none", 404),
+        ("/nothing", 404),
+    ] {
+        let answer = server.request(Method::GET, SERVICE, path).send().await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        let header = answer.headers().get("x-ambient-session-tokens");
+        assert_eq!(header.unwrap(), "v1", "{path}");
+    }
+}
+
+#[tokio::test]
 async fn pages_show_each_row_once_and_sizes_are_capped() {
     let server = Server::start().await;
     for number in 0..25 {
