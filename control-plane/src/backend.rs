@@ -98,7 +98,10 @@ impl RunState {
     pub fn is_live(&self) -> bool {
         match self.status {
             RunStatus::Starting { .. } | RunStatus::Running { .. } => true,
-            RunStatus::Unknown | RunStatus::Doomed(_) | RunStatus::Ended { .. } => false,
+            RunStatus::Unknown
+            | RunStatus::Doomed(_)
+            | RunStatus::Ending(_)
+            | RunStatus::Ended { .. } => false,
         }
     }
 }
@@ -123,6 +126,9 @@ pub enum RunStatus {
         /// Why it is not ready, if it is not.
         not_ready: Option<Reason>,
     },
+    /// It was told to end, by whomever; the agent may run until it has. Is never taken for a run
+    /// that was just asked for.
+    Ending(Reason),
     /// It has ended, and nothing of it runs any more.
     Ended {
         /// When.

@@ -90,8 +90,11 @@ impl Reconciler {
         let Some(session) = self.waiting(id) else {
             return Ok(());
         };
-        if let Some(run) = self.backend.run_state(id) {
+        let run = self.backend.run_state(id);
+        // Of one that cannot be read, the backend says what is in the way of a start.
+        if let Some(run) = run.filter(|run| run.status != RunStatus::Unknown) {
             let ended = matches!(run.status, RunStatus::Ended { .. });
+            let ending = matches!(run.status, RunStatus::Ending(_));
             if run.generation > session.generation {
                 // Another control plane has seen more than we have; or the API server's database
                 // is an older one, to which this run means nothing.
@@ -104,6 +107,10 @@ impl Reconciler {
                 }
             }
             if run.generation == session.generation {
+                if ending && session.phase == Phase::Pending {
+                    // Started again, too, but the run before has not ended yet.
+                    return Err(BackendError::StillEnding.into());
+                }
                 if !(ended && session.phase == Phase::Pending) {
                     // It is started; what it became is written back.
                     self.due.touch_status(id);

@@ -215,7 +215,7 @@ impl ProcessBackend {
     ) -> Result<(), BackendError> {
         let known = entry.state();
         let is_settled = known.is_some_and(|state| match state.status {
-            RunStatus::Unknown | RunStatus::Doomed(_) => false,
+            RunStatus::Unknown | RunStatus::Doomed(_) | RunStatus::Ending(_) => false,
             RunStatus::Starting { .. } | RunStatus::Running { .. } => true,
             RunStatus::Ended { .. } => wanted == Some(state.generation),
         });

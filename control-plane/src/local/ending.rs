@@ -93,6 +93,7 @@ impl End {
             Some(
                 RunStatus::Unknown
                 | RunStatus::Doomed(_)
+                | RunStatus::Ending(_)
                 | RunStatus::Starting { .. }
                 | RunStatus::Running { .. },
             ) => false,

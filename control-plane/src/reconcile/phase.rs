@@ -103,6 +103,7 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
         (Phase::Pending | Phase::Creating | Phase::Running, Some(RunStatus::Doomed(reason))) => {
             failed(reason, None)
         }
+        (Phase::Running, Some(RunStatus::Ending(reason))) => ending(reason),
         (Phase::Creating | Phase::Running, Some(RunStatus::Ended { at, end })) => ended(*at, end),
         (Phase::Running, None) => lost(),
         (Phase::Stopping, Some(RunStatus::Ended { at, end })) => stopped(Some(*at), Some(end)),
@@ -112,8 +113,15 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
         // with an ended run) was started again without being counted, which is Provision's work.
         (_, Some(RunStatus::Unknown))
         | (Phase::Stopped | Phase::Completed | Phase::Failed | Phase::Stopping, _)
-        | (Phase::Pending, None | Some(RunStatus::Starting { .. } | RunStatus::Ended { .. }))
-        | (Phase::Creating, None | Some(RunStatus::Starting { waits_for: None }))
+        | (
+            Phase::Pending,
+            None
+            | Some(RunStatus::Starting { .. } | RunStatus::Ending(_) | RunStatus::Ended { .. }),
+        )
+        | (
+            Phase::Creating,
+            None | Some(RunStatus::Starting { waits_for: None } | RunStatus::Ending(_)),
+        )
         | (Phase::Running, Some(RunStatus::Starting { .. })) => return None,
     };
     let status = Status {
@@ -169,6 +177,17 @@ fn running(since: SystemTime, not_ready: Option<&Reason>) -> Status {
         completion_time: None,
         namespace: None,
         condition: not_ready.map_or_else(ready, Condition::because),
+    }
+}
+
+/// Running until it has ended, and how, is known.
+fn ending(reason: &Reason) -> Status {
+    Status {
+        phase: Phase::Running,
+        start_time: None,
+        completion_time: None,
+        namespace: None,
+        condition: Condition::because(reason),
     }
 }
 

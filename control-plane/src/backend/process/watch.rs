@@ -140,7 +140,10 @@ pub(super) async fn wait_for_change(folder: &SessionFolder, state: &RunState) {
                 return;
             }
         },
-        RunStatus::Unknown | RunStatus::Doomed(_) | RunStatus::Ended { .. } => {}
+        RunStatus::Unknown
+        | RunStatus::Doomed(_)
+        | RunStatus::Ending(_)
+        | RunStatus::Ended { .. } => {}
     }
 }
 

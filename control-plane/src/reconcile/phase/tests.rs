@@ -52,6 +52,10 @@ fn killed_run() -> RunStatus {
     RunStatus::Ended { at: at(200), end }
 }
 
+fn ending_run() -> RunStatus {
+    RunStatus::Ending(Reason::new("PodDeleted", "somebody deletes the pod"))
+}
+
 fn running_run() -> RunStatus {
     RunStatus::Running {
         since: at(100),
@@ -120,6 +124,10 @@ fn phase_follows_the_run_and_is_never_ahead_of_it() {
         (Creating, own(killed_run()), Some((Failed, "OOMKilled"))),
         (Stopping, own(killed_run()), Some((Stopped, "Stopped"))),
         (Running, own(starting_run()), None),
+        (Pending, own(ending_run()), None),
+        (Creating, own(ending_run()), None),
+        (Running, own(ending_run()), Some((Running, "PodDeleted"))),
+        (Stopping, own(ending_run()), None),
         (Running, own(ended_run(0)), Some((Completed, "Completed"))),
         (Running, own(ended_run(137)), Some((Failed, "AgentExit"))),
         (Running, own(lost_run()), Some((Failed, "RunnerLost"))),
@@ -152,6 +160,7 @@ fn a_terminal_phase_is_never_left() {
             doomed_run(),
             running_run(),
             unready_run(),
+            ending_run(),
             ended_run(0),
             killed_run(),
             lost_run(),
@@ -171,6 +180,7 @@ fn a_run_of_another_generation_says_nothing() {
             doomed_run(),
             running_run(),
             unready_run(),
+            ending_run(),
             ended_run(0),
             killed_run(),
             lost_run(),
