@@ -104,7 +104,17 @@ impl Refresh {
     /// Cancel-safe: what is due is in the queue or found again by the next tick.
     pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let ticking = async {
+            let mut is_warned = false;
             loop {
+                if !is_warned && self.rule().is_too_short() {
+                    is_warned = true;
+                    let (life, lag) = (self.issuer.life().unwrap_or_default(), self.backend.lag());
+                    warn!(
+                        life_s = life.as_secs(),
+                        lag_s = lag.as_secs(),
+                        "tokens live too short for push alone; sessions must fetch theirs"
+                    );
+                }
                 let (started, started_at) = (Instant::now(), self.clock.now());
                 let span = info_span!("refresh");
                 self.look().instrument(span).await;

@@ -69,6 +69,12 @@ impl Rule {
         self.bridged(self.life)
     }
 
+    /// Whether tokens live too short for push alone to keep a session supplied, whatever the
+    /// interval: less than two and a half times the lag, which for Kubernetes is 5 minutes.
+    pub(crate) fn is_too_short(&self) -> bool {
+        self.life.is_some_and(|life| life * 2 < self.lag * 5)
+    }
+
     /// Whether the token in a Secret with these times is due; none is a Secret that is not there.
     pub(crate) fn is_due(&self, times: Option<TokenTimes>, now: SystemTime) -> bool {
         let Some(times) = times else { return true };
@@ -138,6 +144,14 @@ mod tests {
         assert!(rule.is_due(Some(times(0, 900)), at(391)));
         assert!(rule.is_due(Some(times(0, 900)), at(2000)));
         assert!(rule.is_due(None, at(0)));
+    }
+
+    #[test]
+    fn kubernetes_needs_tokens_of_five_minutes() {
+        let rule = |life| Rule::new(Interval::Auto, life, secs(120), at(0));
+        assert!(rule(Some(secs(299))).is_too_short());
+        assert!(!rule(Some(secs(300))).is_too_short());
+        assert!(!rule(None).is_too_short());
     }
 
     #[test]
