@@ -224,6 +224,23 @@ impl Cluster {
         audit::read(&self.folder)
     }
 
+    /// Waits for such a request, and gives the first one. The log may be a moment behind the answer.
+    ///
+    /// # Panics
+    /// At the deadline, with the last requests.
+    pub fn wait_for_request(&self, wanted: impl Fn(&Request) -> bool) -> Request {
+        let deadline = Instant::now() + START;
+        loop {
+            let mut requests = self.requests();
+            if let Some(place) = requests.iter().position(&wanted) {
+                return requests.swap_remove(place);
+            }
+            let last = &requests[requests.len().saturating_sub(50)..];
+            assert!(Instant::now() < deadline, "no such request: {last:#?}");
+            pause();
+        }
+    }
+
     /// Ends kube-apiserver as a crash does; its port then refuses connections. Not for the shared
     /// cluster, which others use.
     ///
@@ -279,10 +296,6 @@ impl Cluster {
     ///
     /// # Panics
     /// At the deadline, with the object's last state.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "for callers without a runtime; has a deadline"
-    )]
     pub fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + START;
         loop {
@@ -294,7 +307,7 @@ impl Cluster {
                 Instant::now() < deadline,
                 "{path} is not as wanted: {status} {object:#}"
             );
-            std::thread::sleep(POLL);
+            pause();
         }
     }
 
@@ -302,10 +315,6 @@ impl Cluster {
     ///
     /// # Panics
     /// At the deadline, with the object's last state.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "for callers without a runtime; has a deadline"
-    )]
     pub fn wait_gone(&self, path: &str) {
         let deadline = Instant::now() + START;
         loop {
@@ -317,7 +326,7 @@ impl Cluster {
                 Instant::now() < deadline,
                 "{path} is still there: {status} {object:#}"
             );
-            std::thread::sleep(POLL);
+            pause();
         }
     }
 
@@ -377,10 +386,6 @@ impl Cluster {
         });
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nothing announces readiness; has a deadline"
-    )]
     fn wait_until(&mut self, program: &str, holds: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + START;
         while !holds(self) {
@@ -390,7 +395,16 @@ impl Cluster {
                 "{program} is not ready after {START:?}: {}",
                 self.programs.last_words(program)
             );
-            std::thread::sleep(POLL);
+            pause();
         }
     }
+}
+
+/// Between two looks at what nothing announces.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "for callers without a runtime; each loop around it has a deadline"
+)]
+fn pause() {
+    std::thread::sleep(POLL);
 }
