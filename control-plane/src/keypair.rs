@@ -7,6 +7,7 @@
 use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use ambient_shared::{
+    exit,
     proof::{ProofError, SessionKey, SessionRoot},
     session::SessionId,
 };
@@ -19,6 +20,7 @@ use self::{decrypting::DecryptingKey, pem::InvalidKey, signing::SigningKeys};
 pub mod decrypting;
 pub mod files;
 pub mod pem;
+mod root;
 pub mod secret;
 pub mod signing;
 
@@ -66,12 +68,50 @@ pub enum KeypairError {
         /// Where the private key is.
         private: String,
     },
+    /// A Secret without one of its keys.
+    #[error("{secret} has no key {key}; restore it, or delete the Secret to have a new one made")]
+    Absent {
+        /// The Secret.
+        secret: String,
+        /// The key of its data.
+        key: String,
+    },
+    /// The Kubernetes API refuses, or cannot be reached.
+    #[error("cannot {action} {object}")]
+    Kubernetes {
+        /// `read` or `make`.
+        action: &'static str,
+        /// The object.
+        object: String,
+        /// What went wrong.
+        source: Box<kube::Error>,
+    },
+    /// Somebody keeps making and deleting an object.
+    #[error("{object} comes and goes; does something else delete it?")]
+    Unsettled {
+        /// The object.
+        object: String,
+    },
     /// A new key cannot be made.
     #[error("cannot make a new key")]
     Generate(#[source] InvalidKey),
     /// The work was cut off, as the program ends.
     #[error("loading the keys was cut off")]
     CutOff,
+}
+
+impl KeypairError {
+    /// The exit code that says whose fault it is.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Malformed { .. }
+            | Self::Incomplete { .. }
+            | Self::Mismatch { .. }
+            | Self::Absent { .. } => exit::CONFIG,
+            Self::Kubernetes { .. } | Self::Unsettled { .. } => exit::UNAVAILABLE,
+            Self::File { .. } | Self::Generate(_) | Self::CutOff => exit::SOFTWARE,
+        }
+    }
 }
 
 /// All keys of a control plane.

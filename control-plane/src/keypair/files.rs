@@ -13,11 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ambient_shared::{
-    proof::{ROOT_LENGTH, SessionRoot},
-    swap,
-};
-use aws_lc_rs::rand;
+use ambient_shared::{proof::SessionRoot, swap};
 use futures_util::future::BoxFuture;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -25,7 +21,8 @@ use zeroize::Zeroizing;
 use super::{
     KeypairError, KeypairStore, Keys,
     decrypting::DecryptingKey,
-    pem::InvalidKey,
+    pem::{self, InvalidKey},
+    root,
     signing::{SigningKey, SigningKeys},
 };
 
@@ -72,13 +69,13 @@ impl Files {
             .create(&self.0)
             .map_err(|source| self.failed("make", "", source))?;
         let current = self.pair()?;
-        let root = self.read_or_create(ROOT, swap::SECRET_FILE, random_root)?;
-        let root = self.root(ROOT, &root)?;
+        let root = self.read_or_create(ROOT, swap::SECRET_FILE, root::generate)?;
+        let root = self.parse_root(ROOT, &root)?;
         let signing = self.private("signing.pem", SigningKey::from_pem, SigningKey::generate)?;
         let previous = self.optional("previous-private.pem", DecryptingKey::from_pem)?;
         let previous_root = self
             .read(PREVIOUS_ROOT)?
-            .map(|bytes| self.root(PREVIOUS_ROOT, &bytes))
+            .map(|bytes| self.parse_root(PREVIOUS_ROOT, &bytes))
             .transpose()?;
         let published = self.optional("previous-signing.pem", SigningKey::from_pem)?;
 
@@ -105,7 +102,7 @@ impl Files {
         let public = self.read_or_create("public.pem", PUBLIC_FILE, || {
             Ok(Zeroizing::new(key.public_pem().as_bytes().to_vec()))
         })?;
-        let is_pair = text(&public).and_then(|public| key.is_pair_of(public));
+        let is_pair = pem::text(&public).and_then(|public| key.is_pair_of(public));
         match is_pair {
             Ok(true) => Ok(key),
             Ok(false) => Err(KeypairError::Mismatch {
@@ -126,7 +123,7 @@ impl Files {
             Ok(Zeroizing::new(generate()?.as_bytes().to_vec()))
         })?;
         self.warn_if_open_to_others(file);
-        text(&pem)
+        pem::text(&pem)
             .and_then(parse)
             .map_err(|source| self.malformed(file, source))
     }
@@ -139,17 +136,15 @@ impl Files {
         let Some(pem) = self.read(file)? else {
             return Ok(None);
         };
-        text(&pem)
+        pem::text(&pem)
             .and_then(parse)
             .map(Some)
             .map_err(|source| self.malformed(file, source))
     }
 
-    fn root(&self, file: &str, bytes: &[u8]) -> Result<SessionRoot, KeypairError> {
+    fn parse_root(&self, file: &str, bytes: &[u8]) -> Result<SessionRoot, KeypairError> {
         self.warn_if_open_to_others(file);
-        <[u8; ROOT_LENGTH]>::try_from(bytes)
-            .map(SessionRoot::new)
-            .map_err(|_| self.malformed(file, InvalidKey::RootLength(bytes.len())))
+        root::parse(bytes).map_err(|source| self.malformed(file, source))
     }
 
     fn publish(&self, keys: &SigningKeys) -> Result<(), KeypairError> {
@@ -249,16 +244,6 @@ impl Files {
     fn place(&self, file: &str) -> String {
         Path::new(&self.0).join(file).display().to_string()
     }
-}
-
-fn text(bytes: &[u8]) -> Result<&str, InvalidKey> {
-    std::str::from_utf8(bytes).map_err(|_| InvalidKey::NotText)
-}
-
-fn random_root() -> Result<Zeroizing<Vec<u8>>, InvalidKey> {
-    let mut root = Zeroizing::new(vec![0; ROOT_LENGTH]);
-    rand::fill(&mut root)?;
-    Ok(root)
 }
 
 #[cfg(test)]

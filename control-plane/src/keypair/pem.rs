@@ -50,6 +50,14 @@ pub enum InvalidKey {
     Library(#[from] Unspecified),
 }
 
+/// PEM as text.
+///
+/// # Errors
+/// When it is none.
+pub fn text(bytes: &[u8]) -> Result<&str, InvalidKey> {
+    std::str::from_utf8(bytes).map_err(|_| InvalidKey::NotText)
+}
+
 /// Reads a private key.
 ///
 /// # Errors

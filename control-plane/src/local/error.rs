@@ -69,14 +69,7 @@ impl LocalError {
             | Self::Server(StartError::Settings(_))
             | Self::Token(_)
             | Self::Programs(_) => exit::CONFIG,
-            Self::Keys(error) => match error {
-                KeypairError::Malformed { .. }
-                | KeypairError::Incomplete { .. }
-                | KeypairError::Mismatch { .. } => exit::CONFIG,
-                KeypairError::File { .. } | KeypairError::Generate(_) | KeypairError::CutOff => {
-                    exit::SOFTWARE
-                }
-            },
+            Self::Keys(error) => error.exit_code(),
             Self::DataDir(DataDirError::InUse(_))
             | Self::Server(_)
             | Self::Endpoint(_)
