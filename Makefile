@@ -9,6 +9,8 @@ DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 # The programs of the test cluster: somebody's own, or those that we build.
 CLUSTER_BUILT := $(TOOLS)/cluster-$(shell cat testing/cluster/version)
+HELM := $(TOOLS)/helm-$(shell cat testing/cluster/helm/version)
+KWOK := $(TOOLS)/kwok-$(shell cat testing/cluster/kwok/version)
 CLUSTER := $(if $(KUBEBUILDER_ASSETS),$(abspath $(KUBEBUILDER_ASSETS)),$(CLUSTER_BUILT))
 # Crates whose tests start a cluster.
 CLUSTER_TESTS := ambient-control-plane ambient-testing
@@ -24,8 +26,8 @@ STATIC := ambient-runner ambient-sidecar
 LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fmt clippy deny static cluster-tools bench bench-build \
-	bench-exchange bench-startup bench-memory
+.PHONY: help build demo test lint fmt clippy deny static cluster-tools cluster-programs bench \
+	bench-build bench-exchange bench-startup bench-memory
 
 help: ## List the verbs.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
@@ -40,7 +42,7 @@ demo: ## Run a whole session on this machine, with tokens that live for seconds.
 # Before the tests, so that they fail with a sentence, or build what they need, only once.
 NEEDS_CLUSTER := $(or $(if $(PACKAGE),,yes),$(filter $(CLUSTER_TESTS),$(PACKAGE)))
 
-test: $(if $(NEEDS_CLUSTER),cluster-tools) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
+test: $(if $(NEEDS_CLUSTER),cluster-programs) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
 	KUBEBUILDER_ASSETS="$(CLUSTER)" $(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
 
 lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
@@ -76,7 +78,10 @@ static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any 
 		echo "dist/$$name: static, $$(stat -c %s "dist/$$name") bytes"; \
 	done
 
-cluster-tools: $(if $(KUBEBUILDER_ASSETS),,$(CLUSTER_BUILT)) ## Build etcd and the Kubernetes programs for tests, once; needs Go.
+cluster-tools: cluster-programs $(HELM) $(KWOK) ## Build Kubernetes, helm and kwok for tests and benchmarks, once; needs Go.
+
+# All that `make test` needs: with KUBEBUILDER_ASSETS nothing is built.
+cluster-programs: $(if $(KUBEBUILDER_ASSETS),,$(CLUSTER_BUILT))
 	@for name in etcd kube-apiserver kube-controller-manager kubectl; do \
 		[ -x "$(CLUSTER)/$$name" ] || { \
 			echo "$$name is not in $(CLUSTER): put it there, or unset KUBEBUILDER_ASSETS to" \
@@ -84,7 +89,13 @@ cluster-tools: $(if $(KUBEBUILDER_ASSETS),,$(CLUSTER_BUILT)) ## Build etcd and t
 	done
 
 $(CLUSTER_BUILT):
-	testing/cluster/build.sh "$@"
+	testing/cluster/build.sh "$@" cluster
+
+$(HELM):
+	testing/cluster/build.sh "$@" helm
+
+$(KWOK):
+	testing/cluster/build.sh "$@" kwok
 
 bench: bench-exchange bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
 

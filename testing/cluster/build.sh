@@ -25,18 +25,12 @@ build() { # module, package, binary, further linker flags
 	echo "built $3 in $((SECONDS - started)) s" >&2
 }
 
-required() { # module, what it requires: the version
-	local version
-	version=$(sed -nE "s|^(require)?\s+$2 (v[0-9.]+)\$|\2|p" "$here/$1/go.mod")
-	[ "$version" ] || { echo "no version of $2 in $1/go.mod" >&2; exit 1; }
-	echo "$version"
-}
-
 case $what in
 cluster)
 	build etcd . etcd
 	# Kubernetes refuses to start without its version.
-	kubernetes=$(required kubernetes k8s.io/kubernetes)
+	kubernetes=$(sed -nE 's|^\s+k8s.io/kubernetes (v[0-9.]+)$|\1|p' "$here/kubernetes/go.mod")
+	[ "$kubernetes" ] || { echo "no version of k8s.io/kubernetes in its go.mod" >&2; exit 1; }
 	version=k8s.io/component-base/version
 	build kubernetes . kubernetes "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 \
 		-X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes") -X $version.gitTreeState=clean"
@@ -44,16 +38,8 @@ cluster)
 		ln -s kubernetes "$new/$name"
 	done
 	;;
-helm)
-	version=$(required helm helm.sh/helm/v4)
-	build helm helm.sh/helm/v4/cmd/helm helm \
-		"-X helm.sh/helm/v4/internal/version.version=$version"
-	;;
-kwok)
-	version=$(required kwok sigs.k8s.io/kwok)
-	build kwok sigs.k8s.io/kwok/cmd/kwok kwok \
-		"-X sigs.k8s.io/kwok/pkg/consts.Version=$version"
-	;;
+helm) build helm helm.sh/helm/v4/cmd/helm helm ;;
+kwok) build kwok sigs.k8s.io/kwok/cmd/kwok kwok ;;
 *)
 	echo "nothing is named $what: cluster, helm or kwok" >&2
 	exit 2
