@@ -155,6 +155,11 @@ impl Image {
         ])
     }
 
+    /// Its name, without the tag.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What pods call it: `local/NAME:e2e`.
     pub fn reference(name: &str) -> String {
         format!("local/{name}:{TAG}")

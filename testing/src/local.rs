@@ -214,7 +214,8 @@ impl NewSession {
         self
     }
 
-    fn into_json(mut self) -> Value {
+    /// The body of its POST.
+    pub fn into_json(mut self) -> Value {
         self.body.entry("name").or_insert_with(|| json!("test"));
         if !self.annotations.is_empty() {
             let text = Value::Object(self.annotations).to_string();

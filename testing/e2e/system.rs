@@ -1,0 +1,355 @@
+//! Our API server and control plane, outside the cluster, and what a user does with them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ambient_shared::{
+    phase::Phase,
+    rest::{BASE, Session, SessionMessage},
+};
+use ambient_testing::{
+    DEADLINE as REQUEST,
+    images::Image,
+    local::NewSession,
+    node::Node,
+    programs::{Program, Running},
+};
+use reqwest::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    kube::{DEADLINE, Kube},
+    target::Target,
+};
+
+/// The project of the scenarios, and so its namespace.
+pub const PROJECT: &str = "ambient-e2e";
+
+/// The control plane's own namespace.
+const OWN_NAMESPACE: &str = "ambient-e2e-system";
+
+/// Ports on the address towards the pods, which is nobody else's: the programs must know each
+/// other's before they start.
+const REST: u16 = 18_000;
+const GRPC: u16 = 18_001;
+const TOKENS: u16 = 18_080;
+
+/// Life of a session's token. Too short for use on Kubernetes, of which the control plane warns;
+/// a scenario sees a refresh after a fifth of it.
+const TOKEN_LIFE: &str = "3m";
+
+/// How often the ticker looks for tokens that are due.
+const REFRESH_INTERVAL: &str = "10s";
+
+/// How often a session is asked for.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The whole system on a cluster.
+#[derive(Debug)]
+pub struct System {
+    control_plane: Option<Running>,
+    _api_server: Running,
+    _folder: TempDir,
+    service_token: String,
+    operator_token: String,
+    client: reqwest::Client,
+    target: Target,
+}
+
+impl System {
+    /// Starts API server and control plane, and creates the project.
+    ///
+    /// # Panics
+    /// When one of them does not come up.
+    pub async fn start(target: Target) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let service_token = uuid::Uuid::new_v4().to_string();
+        let operator_token = uuid::Uuid::new_v4().to_string();
+        let address = target.address;
+        let mut api_server = Program::new("ambient-api-server")
+            .env("AMBIENT_REST_LISTEN", format!("{address}:{REST}"))
+            .env("AMBIENT_GRPC_LISTEN", format!("{address}:{GRPC}"))
+            .env("AMBIENT_DATABASE", folder.path().join("sessions.db"))
+            .env("AMBIENT_API_TOKEN", &service_token)
+            .env("AMBIENT_OPERATOR_TOKEN", &operator_token)
+            .env(
+                "AMBIENT_SESSION_JWKS",
+                format!("http://{address}:{TOKENS}/.well-known/jwks.json"),
+            )
+            .start();
+        api_server.listening("rest").await;
+        api_server.listening("grpc").await;
+        let mut system = Self {
+            control_plane: None,
+            _api_server: api_server,
+            _folder: folder,
+            service_token,
+            operator_token,
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+            target,
+        };
+        system
+            .kube()
+            .apply(&format!(
+                "{{apiVersion: v1, kind: Namespace, metadata: {{name: {OWN_NAMESPACE}}}}}"
+            ))
+            .await;
+        system.start_control_plane().await;
+        let project = json!({ "name": PROJECT });
+        let (status, answer) = system
+            .request(Method::POST, "/projects", Some(project))
+            .await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        system
+    }
+
+    /// Starts the control plane and waits until it serves tokens.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_control_plane(&mut self) {
+        let address = self.target.address;
+        let mut program = Program::new("ambient-control-plane")
+            .env("KUBECONFIG", self.kube().kubeconfig())
+            .env("AMBIENT_API_SERVER_URL", self.api_url())
+            .env("AMBIENT_GRPC_SERVER_ADDR", format!("{address}:{GRPC}"))
+            .env("AMBIENT_API_TOKEN", &self.service_token)
+            .env("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("CP_RUNTIME_NAMESPACE", OWN_NAMESPACE)
+            .env("CP_TOKEN_ISSUER", "minted")
+            .env("CP_TOKEN_TTL", TOKEN_LIFE)
+            .env("CP_REFRESH_INTERVAL", REFRESH_INTERVAL)
+            .env("CP_TOKEN_LISTEN_ADDR", format!("{address}:{TOKENS}"))
+            .env("CP_TOKEN_URL", format!("http://{address}:{TOKENS}/token"))
+            .env("AMBIENT_RUNNER_IMAGE", Image::reference("ambient-runner"))
+            .env("AMBIENT_SIDECAR_IMAGE", Image::reference("ambient-sidecar"))
+            .env("AGENT_IMAGE_ALLOW", "local/*")
+            .start();
+        program.listening("endpoint").await;
+        self.control_plane = Some(program);
+    }
+
+    /// Kills the control plane with SIGKILL, and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub async fn kill_control_plane(&mut self) {
+        let program = self.control_plane.as_mut().expect("it runs");
+        program.kill().await;
+    }
+
+    /// Ends our programs; what remains is the cluster.
+    pub async fn end(mut self) -> Target {
+        if let Some(program) = &mut self.control_plane {
+            program.signal(nix::sys::signal::Signal::SIGTERM);
+            let _ = program.ended_within(REQUEST).await;
+        }
+        self.target
+    }
+
+    /// The cluster.
+    pub fn kube(&self) -> &Kube {
+        &self.target.kube
+    }
+
+    /// The node, when it is on this machine.
+    pub fn node(&self) -> Option<&Node> {
+        self.target.node.as_ref()
+    }
+
+    /// Base URL of the API server.
+    pub fn api_url(&self) -> String {
+        format!("http://{}:{REST}", self.target.address)
+    }
+
+    /// One request to the REST API with the operator's token; `path` follows the base path.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, Value) {
+        let mut request = self
+            .client
+            .request(method, format!("{}{BASE}{path}", self.api_url()))
+            .timeout(REQUEST)
+            .bearer_auth(&self.operator_token);
+        if let Some(body) = body {
+            request = request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body.to_string());
+        }
+        let answer = request.send().await.expect("the API server answers");
+        let status = answer.status();
+        let body = answer.text().await.expect("the answer is whole");
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// Creates a session of the project.
+    ///
+    /// # Panics
+    /// When the API server refuses it.
+    pub async fn create(&self, session: NewSession) -> String {
+        let body = session.field("project_id", PROJECT).into_json();
+        let (status, session) = self.request(Method::POST, "/sessions", Some(body)).await;
+        assert_eq!(status, StatusCode::CREATED, "{session}");
+        session["id"].as_str().expect("a session has an id").into()
+    }
+
+    /// Deletes a session and waits until nothing of it is in the cluster.
+    ///
+    /// # Panics
+    /// When the API server refuses, or something is left at the deadline.
+    pub async fn delete(&self, id: &str) {
+        let path = format!("/sessions/{id}");
+        let (status, answer) = self.request(Method::DELETE, &path, None).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
+        let label = format!("ambient-code.io/session-id={id}");
+        let what = [
+            "pods,secrets,services,serviceaccounts,networkpolicies",
+            "--selector",
+            &label,
+        ];
+        self.kube().wait_gone(PROJECT, &what).await;
+    }
+
+    /// Deletes all sessions, so that what a failed scenario left disturbs no other.
+    pub async fn clear(&self) {
+        let (_, list) = self.request(Method::GET, "/sessions?size=1000", None).await;
+        for session in list["items"].as_array().into_iter().flatten() {
+            let path = format!("/sessions/{}", session["id"].as_str().unwrap_or_default());
+            self.request(Method::DELETE, &path, None).await;
+        }
+    }
+
+    /// A session as it is now.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub async fn session(&self, id: &str) -> Session {
+        let path = format!("/sessions/{id}");
+        let (status, session) = self.request(Method::GET, &path, None).await;
+        assert_eq!(status, StatusCode::OK, "{session}");
+        serde_json::from_value(session).expect("a session")
+    }
+
+    /// Waits until a session is in this phase.
+    ///
+    /// # Panics
+    /// When it ends otherwise, or at the deadline.
+    pub async fn phase(&self, id: &str, wanted: Phase) -> Session {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let session = self.session(id).await;
+            let phase = Phase::of(session.phase.as_deref()).expect("a known phase");
+            if phase == wanted {
+                return session;
+            }
+            assert!(
+                !phase.is_terminal() && Instant::now() < deadline,
+                "session is {phase}, not {wanted}: {session:?}"
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// All messages of a type of a session.
+    ///
+    /// # Panics
+    /// When the API server refuses.
+    pub async fn texts(&self, id: &str, event_type: &str) -> Vec<String> {
+        let path = format!("/sessions/{id}/messages?after_seq=0");
+        let (status, messages) = self.request(Method::GET, &path, None).await;
+        assert_eq!(status, StatusCode::OK, "{messages}");
+        let messages: Vec<SessionMessage> =
+            serde_json::from_value(messages).expect("a list of messages");
+        messages
+            .into_iter()
+            .filter(|message| message.event_type == event_type)
+            .map(|message| message.payload)
+            .collect()
+    }
+
+    /// Waits for a line of an agent's output with this in it; gives its time and the line.
+    ///
+    /// # Panics
+    /// When its pod is not there, or at the deadline.
+    pub async fn says(&self, id: &str, part: &str) -> (String, String) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let log = self.kube().log(PROJECT, &pod(id), AGENT).await;
+            if let Some(found) = log.iter().find(|(_, line)| line.contains(part)) {
+                return found.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the agent never wrote {part:?}: {log:#?}"
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// The data of a session's token Secret, decoded.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub async fn secret(&self, id: &str) -> BTreeMap<String, String> {
+        let name = format!("session-{id}-creds");
+        let secret = self.kube().get(PROJECT, &["secret", &name]).await;
+        let secret = secret.expect("a running session has a Secret");
+        let data = secret["data"].as_object().expect("it holds data");
+        data.iter()
+            .map(|(name, value)| {
+                let value = value.as_str().expect("base64");
+                (name.clone(), decode(value))
+            })
+            .collect()
+    }
+
+    /// What a person would look at after a failure.
+    pub async fn scene(&self) -> String {
+        let log = self.control_plane.as_ref().map(Running::log);
+        let log = log.unwrap_or_default();
+        let last = log[log.len().saturating_sub(80)..].join("\n");
+        let cluster = self.target.scene(PROJECT).await;
+        format!("{cluster}--- control plane\n{last}\n")
+    }
+}
+
+/// Name of the container that runs the agent (contract section 3).
+pub const AGENT: &str = "ambient-code-runner";
+
+/// Name of a session's pod (contract section 3).
+pub fn pod(id: &str) -> String {
+    format!("session-{id}-runner")
+}
+
+/// A session whose agent is this shell script, in an image that knows nothing of us.
+pub fn shell(script: &str) -> NewSession {
+    NewSession::script(script).annotation("agent-image", &Image::reference("shell"))
+}
+
+/// The reason of a session's condition `Ready`.
+pub fn reason(session: &Session) -> String {
+    let conditions = session.conditions.as_deref().unwrap_or("[]");
+    let conditions: Value = serde_json::from_str(conditions).expect("JSON");
+    let ours = conditions
+        .as_array()
+        .and_then(|all| all.iter().find(|it| it["type"] == "Ready"));
+    ours.and_then(|it| it["reason"].as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn decode(text: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let bytes = STANDARD.decode(text).expect("base64");
+    String::from_utf8(bytes).expect("tokens are text")
+}
