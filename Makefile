@@ -26,11 +26,11 @@ STATIC := ambient-runner ambient-sidecar
 LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fmt clippy deny static cluster-tools cluster-programs bench \
-	bench-build bench-exchange bench-startup bench-memory
+.PHONY: help build demo test e2e images lint fmt clippy deny static cluster-tools \
+	cluster-programs bench bench-build bench-exchange bench-startup bench-memory
 
 help: ## List the verbs.
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
 
 build: ## Build the programs into target/debug.
 	$(CARGO) build --locked --bins $(LOCAL) -p ambient-api-server
@@ -44,6 +44,16 @@ NEEDS_CLUSTER := $(or $(if $(PACKAGE),,yes),$(filter $(CLUSTER_TESTS),$(PACKAGE)
 
 test: $(if $(NEEDS_CLUSTER),cluster-programs) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
 	KUBEBUILDER_ASSETS="$(CLUSTER)" $(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
+
+# On a node of this machine (as root), or on the cluster of E2E_KUBECONFIG; ARGS=NAME: only the
+# scenarios with NAME in theirs. Built as for `make test`, so that after it nothing is built anew.
+e2e: cluster-programs static ## Run sessions on a real kubelet, from POST to the end of their pods.
+	$(CARGO) test --locked --workspace --no-run
+	KUBEBUILDER_ASSETS="$(CLUSTER)" "$(TARGET_DIR)/debug/e2e" $(ARGS)
+
+images: static ## Write the images that e2e uses to dist/images, as OCI archives.
+	$(CARGO) build --locked -p ambient-testing --bin e2e
+	"$(TARGET_DIR)/debug/e2e" --images dist/images
 
 lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
 
