@@ -84,14 +84,14 @@ async fn run(arguments: Arguments) -> ExitCode {
     let images = if arguments.kubeconfig.is_some() {
         Vec::new()
     } else {
-        if let Some(missing) = needs::missing() {
-            eprintln!("make e2e: {missing}");
+        if let Err(missing) = needs::meet() {
+            eprintln!("e2e: {missing}");
             return ExitCode::FAILURE;
         }
         match Image::all(&arguments.binaries) {
             Ok(images) => images,
             Err(error) => {
-                eprintln!("make e2e: {error}");
+                eprintln!("e2e: {error}");
                 return ExitCode::FAILURE;
             }
         }
@@ -125,7 +125,7 @@ fn write_images(binaries: &Path, folder: &Path) -> ExitCode {
     let images = match Image::all(binaries) {
         Ok(images) => images,
         Err(error) => {
-            eprintln!("make images: {error}");
+            eprintln!("e2e: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -134,7 +134,7 @@ fn write_images(binaries: &Path, folder: &Path) -> ExitCode {
         match image.write_to(folder) {
             Ok(path) => println!("{}: {}", path.display(), Image::reference(image.name())),
             Err(error) => {
-                eprintln!("make images: {error}");
+                eprintln!("e2e: {error}");
                 return ExitCode::FAILURE;
             }
         }
