@@ -157,6 +157,11 @@ impl Cluster {
         &self.folder
     }
 
+    /// Path of one of its programs, such as `kubectl`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.path(name)
+    }
+
     /// The token of one of its users.
     ///
     /// # Panics

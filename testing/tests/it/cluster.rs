@@ -15,6 +15,7 @@ use ambient_testing::{
     programs::{Program, binary},
 };
 use nix::sys::signal::Signal;
+use reqwest::{Certificate, Client};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -94,19 +95,30 @@ fn a_service_account_is_known_by_its_own_name() {
     let cluster = Cluster::shared();
     cluster.create_namespace("accounts");
     let kubeconfig = cluster.service_account("accounts", "own");
-    let output =
-        Command::new(ambient_testing::cluster::tools(&ClusterOptions::default()).join("kubectl"))
-            .arg("--kubeconfig")
-            .arg(&kubeconfig)
-            .args([
-                "auth",
-                "whoami",
-                "--output=jsonpath={.status.userInfo.username}",
-            ])
-            .output()
-            .unwrap();
+    let output = Command::new(cluster.program("kubectl"))
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .args([
+            "auth",
+            "whoami",
+            "--output=jsonpath={.status.userInfo.username}",
+        ])
+        .output()
+        .unwrap();
     let name = String::from_utf8_lossy(&output.stdout);
     assert_eq!(name, "system:serviceaccount:accounts:own", "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_tls_trusts_its_certificate() {
+    let cluster = Cluster::shared();
+    let ca = Certificate::from_pem(&fs::read(cluster.ca()).unwrap()).unwrap();
+    let client = Client::builder().tls_certs_only([ca]).build().unwrap();
+    for name in ["127.0.0.1", "localhost"] {
+        let url = format!("https://{name}:{}/version", cluster.address().port());
+        let answer = client.get(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+    }
 }
 
 #[test]
