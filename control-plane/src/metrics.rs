@@ -66,6 +66,9 @@ pub const PROCESSES: &str = "ambient_control_plane_processes";
 
 // Kubernetes.
 
+/// Counter, label `result` (`ok`, `failed`, `impossible`): looks at a project's namespace and access.
+pub const PROJECT_RECONCILES: &str = "ambient_control_plane_project_reconciles_total";
+
 /// Counter, labels `verb` and `code`: requests to the Kubernetes API, by HTTP status; `none` when
 /// there was no answer.
 pub const KUBERNETES_REQUESTS: &str = "ambient_control_plane_kubernetes_requests_total";

@@ -11,20 +11,26 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::queue::{Lease, WorkQueue};
+use crate::queue::{Failed, Lease, WorkQueue};
 
 /// What a worker does with one entry.
-pub(crate) type Run<H, E> =
-    Arc<dyn Fn(H, SessionId) -> BoxFuture<'static, Result<(), E>> + Send + Sync>;
+pub(crate) type Run<H, E, K = SessionId> =
+    Arc<dyn Fn(H, K) -> BoxFuture<'static, Result<(), E>> + Send + Sync>;
 
 /// Failures in a row before they are warned of: what a restart of the other side causes is no
 /// news.
-const WARN_FROM: u32 = 3;
+pub(crate) const WARN_FROM: u32 = 3;
+
+/// What work is for.
+pub(crate) trait WorkKey: Clone + Eq + Hash + Send + Sync + 'static {
+    /// Logs that work on it failed, without naming what no log may name.
+    fn log_failure(&self, handler: &dyn Debug, failed: Failed, reason: &str);
+}
 
 /// A task that runs one share of the work.
-pub(crate) struct Worker<H, E> {
+pub(crate) struct Worker<H, E, K = SessionId> {
     /// Where the work comes from.
-    pub(crate) queue: WorkQueue<H, SessionId>,
+    pub(crate) queue: WorkQueue<H, K>,
     /// The share: the handlers whose entries it takes.
     pub(crate) handlers: Vec<H>,
     /// How many entries it works on at once.
@@ -32,13 +38,14 @@ pub(crate) struct Worker<H, E> {
     /// Longest time for one entry; then it counts as failed.
     pub(crate) time_limit: Duration,
     /// What is done.
-    pub(crate) run: Run<H, E>,
+    pub(crate) run: Run<H, E, K>,
 }
 
-impl<H, E> Worker<H, E>
+impl<H, E, K> Worker<H, E, K>
 where
     H: Copy + Eq + Hash + Debug + Send + Sync + 'static,
     E: std::error::Error + Send + 'static,
+    K: WorkKey,
 {
     /// Works until `shutdown`, then finishes what it has begun.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
@@ -66,32 +73,38 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn work_off<H, E>(lease: Lease<H, SessionId>, run: Run<H, E>, time_limit: Duration)
+async fn work_off<H, E, K>(lease: Lease<H, K>, run: Run<H, E, K>, time_limit: Duration)
 where
     H: Copy + Eq + Hash + Debug,
     E: std::error::Error + 'static,
+    K: WorkKey,
 {
-    let (handler, id) = (lease.handler(), lease.key().clone());
-    let done = tokio::time::timeout(time_limit, run(handler, id.clone())).await;
+    let (handler, key) = (lease.handler(), lease.key().clone());
+    let done = tokio::time::timeout(time_limit, run(handler, key.clone())).await;
     let reason = match done {
         Ok(Ok(())) => {
             lease.succeed();
             return;
         }
-        // Whatever is below may quote the id, in a path or in what a server answered.
-        Ok(Err(error)) => {
-            let hash = id.hash().to_string();
-            exit::report(&error).replace(id.as_str(), &hash)
-        }
+        Ok(Err(error)) => exit::report(&error),
         Err(_) => format!("not done within {time_limit:?}"),
     };
-    let session = id.hash();
-    let Some(failed) = lease.fail() else { return };
-    let (failures, retry_in_s) = (failed.failures, failed.wait.as_secs_f32());
-    if failures >= WARN_FROM {
-        warn!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
-    } else {
-        debug!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
+    if let Some(failed) = lease.fail() {
+        key.log_failure(&handler, failed, &reason);
+    }
+}
+
+impl WorkKey for SessionId {
+    fn log_failure(&self, handler: &dyn Debug, failed: Failed, reason: &str) {
+        let session = self.hash();
+        // Whatever is below may quote the id, in a path or in what a server answered.
+        let reason = reason.replace(self.as_str(), &session.to_string());
+        let (failures, retry_in_s) = (failed.failures, failed.wait.as_secs_f32());
+        if failures >= WARN_FROM {
+            warn!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
+        } else {
+            debug!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
+        }
     }
 }
 

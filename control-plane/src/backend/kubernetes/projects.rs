@@ -1,1 +1,404 @@
 //! What a project has in the cluster: its namespace and all that sessions need there.
+//!
+//! In: a project's id. Out: the name of its namespace, when that is there and has our RoleBinding,
+//! the NetworkPolicy, access to images and the Secrets of existing runner images. What was made is
+//! remembered, so that starting a session costs no calls; it is forgotten when the namespace goes
+//! or anything about it fails.
+//!
+//! A namespace is ours to use when we made it, when the tenant operator made it for us, or when
+//! whoever rules the cluster has labelled it `ambient-code.io/managed=true` (as existing control
+//! planes have): whoever may create a project must not lay hands on any namespace by its name. It
+//! is ours to delete only when we made it.
+//!
+//! Rights that this needs: namespaces (get, create, patch, delete; list and watch for the
+//! controller of projects) and rolebindings (get, list, create, patch, delete) in the whole
+//! cluster, with `bind` on `ambient-session-manager`, `ambient-project-{admin,edit,view}` and
+//! `system:image-puller`; through `ambient-session-manager` in each project's namespace
+//! networkpolicies and secrets (create, patch, delete; list of secrets, metadata only) and list of
+//! serviceaccounts; get of the Secrets that are copied; in mode mpp tenantnamespaces (get, create,
+//! delete) in the config namespace.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use ambient_shared::exit;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        authentication::v1::SelfSubjectReview,
+        authorization::v1::{
+            ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+        },
+        core::v1::{Namespace, Secret},
+        networking::v1::NetworkPolicy,
+        rbac::v1::{RoleBinding, Subject},
+    },
+};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use moka::sync::Cache;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
+
+use super::{
+    names::{FIELD_MANAGER, check_project},
+    refusal::{backend_error, is_not_found},
+    settings::{KubernetesSettings, SecretRef},
+};
+use crate::{backend::BackendError, cluster::Clients};
+
+pub(crate) mod access;
+mod claim;
+mod namespace;
+pub(crate) mod objects;
+mod removal;
+mod turns;
+
+use claim::Ground;
+pub(crate) use removal::Removed;
+use turns::Turns;
+
+/// Most namespaces that are remembered as ready. A forgotten one costs its next session five
+/// calls.
+const MAX_READY: u64 = 10_000;
+
+/// How long a namespace counts as ready without being looked at: two resyncs of projects. A replica
+/// that does not run them looks again by itself.
+const READY_FOR: Duration = Duration::from_mins(10);
+
+/// Most deleted projects that are remembered. A session of one that was forgotten gets a namespace
+/// again.
+const MAX_GONE: u64 = 10_000;
+
+/// Longest wait until a new RoleBinding is in force: API servers hear of it by their own watch.
+const RIGHTS_LIMIT: Duration = Duration::from_secs(10);
+/// How often that is asked for; nothing tells of it.
+const RIGHTS_POLL: Duration = Duration::from_millis(200);
+
+/// Objects on one page of a list.
+const PAGE: u32 = 500;
+
+/// Makes and removes what projects have in the cluster.
+pub struct Projects {
+    clients: Clients,
+    settings: Arc<KubernetesSettings>,
+    /// Namespaces that have all that sessions need, with their project.
+    ready: Cache<String, String>,
+    /// Projects that were deleted while we looked.
+    gone: Cache<String, ()>,
+    turns: Turns,
+    /// Who we are for the API server.
+    us: OnceCell<Subject>,
+}
+
+impl Debug for Projects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Projects").finish_non_exhaustive()
+    }
+}
+
+impl Projects {
+    /// Nothing is known yet.
+    pub fn new(clients: Clients, settings: Arc<KubernetesSettings>) -> Self {
+        Self {
+            clients,
+            settings,
+            ready: Cache::builder()
+                .max_capacity(MAX_READY)
+                .time_to_live(READY_FOR)
+                .build(),
+            gone: Cache::new(MAX_GONE),
+            turns: Turns::default(),
+            us: OnceCell::new(),
+        }
+    }
+
+    /// The project's namespace, ready for sessions; made if it is not. Of many that ask at once for
+    /// one project, one does the work, and all share its failure.
+    ///
+    /// Cancel-safe: what was made stays, and is found again.
+    ///
+    /// # Errors
+    /// `Impossible` when the project cannot have this namespace; `Refused` when it terminates, when
+    /// its project was deleted, when we lack a right or a Secret that is to be copied, or while a
+    /// tenant operator has not made it yet.
+    pub async fn ensure(&self, project: &str) -> Result<String, BackendError> {
+        let namespace = self.settings.namespace_of(project);
+        if self.is_ready(&namespace, project) {
+            return Ok(namespace);
+        }
+        let asked = Instant::now();
+        let mut turn = self.turns.take(&namespace).await;
+        if self.is_ready(&namespace, project) {
+            return Ok(namespace);
+        }
+        if self.gone.contains_key(project) {
+            return Err(BackendError::Refused {
+                reason: "ProjectDeleted",
+                message: format!("project {project} was deleted"),
+            });
+        }
+        if let Some(error) = turn.failure_since(asked, project) {
+            return Err(error);
+        }
+        match self.make(project, &namespace).await {
+            Ok(_) => Ok(namespace),
+            Err(error) => Err(turn.fail(project, error)),
+        }
+    }
+
+    /// As [`Projects::ensure`], for a project that the API server has; looks at everything again,
+    /// and marks the namespace as one that goes with its project.
+    ///
+    /// # Errors
+    /// As [`Projects::ensure`].
+    pub(crate) async fn restore(&self, project: &str) -> Result<(), BackendError> {
+        let namespace = self.settings.namespace_of(project);
+        let _turn = self.turns.take(&namespace).await;
+        self.gone.invalidate(project);
+        let made = self.make(project, &namespace).await?;
+        self.follow_project(&made).await
+    }
+
+    /// Forgets that this namespace was ready: it is gone, is terminating, or something that should
+    /// be in it was missing.
+    pub fn forget(&self, namespace: &str) {
+        self.ready.invalidate(namespace);
+    }
+
+    /// The client of projects' namespaces.
+    pub(crate) fn client(&self) -> kube::Client {
+        self.clients.projects.clone()
+    }
+
+    fn is_ready(&self, namespace: &str, project: &str) -> bool {
+        self.ready.get(namespace).is_some_and(|of| of == project)
+    }
+
+    /// Makes what is missing, or finds it, and remembers.
+    async fn make(&self, project: &str, name: &str) -> Result<Namespace, BackendError> {
+        let made = async {
+            check_project(project, name)?;
+            self.ground().check_name(name)?;
+            let namespace = self.namespace(project, name).await?;
+            self.furnish(project, name).await?;
+            Ok(namespace)
+        }
+        .await;
+        match &made {
+            Ok(_) => self.ready.insert(name.to_owned(), project.to_owned()),
+            Err(_) => self.ready.invalidate(name),
+        }
+        made
+    }
+
+    fn ground(&self) -> Ground<'_> {
+        Ground(&self.settings)
+    }
+
+    /// Puts into the namespace what sessions need.
+    async fn furnish(&self, project: &str, name: &str) -> Result<(), BackendError> {
+        let client = &self.clients.projects;
+        let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), name);
+        let us = self.us.get_or_try_init(|| self.ask_who_we_are()).await?;
+        let own = objects::own_binding(name, project, us);
+        let action = "bind the control plane to a project's namespace";
+        self.apply_binding(&bindings, &own, action).await?;
+        self.wait_for_rights(name).await?;
+
+        let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), name);
+        let policy = objects::network_policy(name, project, &self.settings.namespace);
+        apply(&policies, &policy, "make the NetworkPolicy of a project").await?;
+
+        let images = &self.settings.images;
+        if let Some(from) = images
+            .pull_namespace
+            .as_deref()
+            .filter(|from| *from != name)
+        {
+            let there: Api<RoleBinding> = Api::namespaced(client.clone(), from);
+            let puller = objects::image_puller(from, name, project);
+            let action = "let a project's namespace pull images";
+            self.apply_binding(&there, &puller, action).await?;
+        }
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), name);
+        for (setting, source) in self.copied() {
+            self.copy(&secrets, project, setting, &source).await?;
+        }
+        if let Some(key) = &self.settings.model_access.anthropic_api_key {
+            let secret = objects::model_access(name, project, key);
+            apply(&secrets, &secret, "give a project access to models").await?;
+        }
+        Ok(())
+    }
+
+    /// The Secrets that each project has a copy of, with the setting that names them.
+    fn copied(&self) -> Vec<(&'static str, SecretRef)> {
+        let pull = self.settings.images.pull_secret.as_ref();
+        let pull = pull.map(|name| {
+            let namespace = self.settings.namespace.clone();
+            let name = name.clone();
+            ("IMAGE_PULL_SECRET", SecretRef { namespace, name })
+        });
+        let vertex = self.settings.model_access.vertex.as_ref();
+        let vertex = vertex.and_then(|it| Some(("VERTEX_SECRET_NAME", it.secret.clone()?)));
+        pull.into_iter().chain(vertex).collect()
+    }
+
+    /// Copies a Secret as it is now: what is no longer in it goes from the copy too.
+    async fn copy(
+        &self,
+        to: &Api<Secret>,
+        project: &str,
+        setting: &str,
+        source: &SecretRef,
+    ) -> Result<(), BackendError> {
+        let namespace = self.settings.namespace_of(project);
+        if source.namespace == namespace {
+            return Ok(());
+        }
+        let from: Api<Secret> = Api::namespaced(self.clients.own.clone(), &source.namespace);
+        let found = from.get_opt(&source.name).await;
+        let found = found.map_err(|error| backend_error("read a Secret to be copied", error))?;
+        let Some(found) = found else {
+            return Err(BackendError::Refused {
+                reason: "SecretMissing",
+                message: format!(
+                    "there is no Secret {} in namespace {}; {setting} names it",
+                    source.name, source.namespace
+                ),
+            });
+        };
+        let copy = objects::copied_secret(found, &namespace, project);
+        apply(to, &copy, "copy a Secret to a project").await
+    }
+
+    /// The subject that our credentials for projects' namespaces stand for.
+    async fn ask_who_we_are(&self) -> Result<Subject, BackendError> {
+        let api: Api<SelfSubjectReview> = Api::all(self.clients.projects.clone());
+        let answer = api
+            .create(&PostParams::default(), &SelfSubjectReview::default())
+            .await
+            .map_err(|error| backend_error("ask the API server who we are", error))?;
+        let user = answer.status.and_then(|it| it.user_info?.username);
+        user.map(|user| objects::subject(&user))
+            .ok_or_else(|| BackendError::Refused {
+                reason: "Forbidden",
+                message: "the Kubernetes API does not say who we are".to_owned(),
+            })
+    }
+
+    /// Waits until the binding is in force.
+    async fn wait_for_rights(&self, namespace: &str) -> Result<(), BackendError> {
+        let api: Api<SelfSubjectAccessReview> = Api::all(self.clients.projects.clone());
+        let question = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    namespace: Some(namespace.to_owned()),
+                    verb: Some("create".to_owned()),
+                    resource: Some("secrets".to_owned()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let deadline = Instant::now() + RIGHTS_LIMIT;
+        loop {
+            let answer = api.create(&PostParams::default(), &question).await;
+            let answer = answer.map_err(|it| backend_error("ask for our own rights", it))?;
+            if answer.status.is_some_and(|status| status.allowed) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(BackendError::Refused {
+                    reason: "Forbidden",
+                    message: format!(
+                        "the control plane may not create Secrets in namespace {namespace}; is \
+                         there a ClusterRole {} that allows it?",
+                        objects::SESSION_MANAGER
+                    ),
+                });
+            }
+            sleep(RIGHTS_POLL).await;
+        }
+    }
+}
+
+/// Applies an object whole: what is not in it, and was ours, goes.
+async fn apply<K>(api: &Api<K>, object: &K, action: &'static str) -> Result<(), BackendError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug,
+{
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let name = object.name_any();
+    match api.patch(&name, &parameters, &Patch::Apply(object)).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Err(BackendError::Refused {
+            reason: "NamespaceMissing",
+            message: format!(
+                "namespace {} has just been deleted",
+                object.namespace().unwrap_or_default()
+            ),
+        }),
+        Err(error) => Err(backend_error(action, error)),
+    }
+}
+
+/// All objects with these labels, page by page.
+async fn list_all<K>(
+    api: &Api<K>,
+    labels: &str,
+    action: &'static str,
+) -> Result<Vec<K>, BackendError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let mut parameters = ListParams::default().labels(labels).limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = api.list(&parameters).await;
+        let page = page.map_err(|error| backend_error(action, error))?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Whether the object has at least these labels.
+fn has_labels<K: Resource>(object: &K, wanted: &BTreeMap<String, String>) -> bool {
+    let labels = object.meta().labels.as_ref();
+    wanted
+        .iter()
+        .all(|(name, value)| labels.and_then(|it| it.get(name)) == Some(value))
+}
+
+/// The same error, for one more who waited for it.
+fn again(error: &BackendError) -> BackendError {
+    match error {
+        BackendError::StillEnding => BackendError::StillEnding,
+        BackendError::NotFound => BackendError::NotFound,
+        BackendError::Impossible { reason, message } => BackendError::Impossible {
+            reason,
+            message: message.clone(),
+        },
+        BackendError::Refused { reason, message } => BackendError::Refused {
+            reason,
+            message: message.clone(),
+        },
+        BackendError::Failed { action, source } => BackendError::Failed {
+            action,
+            source: exit::report(source.as_ref()).into(),
+        },
+    }
+}
