@@ -1,6 +1,7 @@
 //! A cluster as a person uses it: through kubectl.
 
 use std::{
+    fmt::Write as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -197,7 +198,7 @@ impl Kube {
             vec!["get", "events", "--namespace", namespace],
         ] {
             let said = self.attempt(&arguments, "").await.unwrap_or_else(|it| it);
-            scene.push_str(&format!("--- kubectl {}\n{said}\n", arguments.join(" ")));
+            let _ = write!(scene, "--- kubectl {}\n{said}\n", arguments.join(" "));
         }
         let pods = ["get", "pods", "--namespace", namespace, "--output", "name"];
         let pods = self.attempt(&pods, "").await.unwrap_or_default();
@@ -212,7 +213,7 @@ impl Kube {
                 "--tail=60",
             ];
             let said = self.attempt(&arguments, "").await.unwrap_or_else(|it| it);
-            scene.push_str(&format!("--- logs of {pod}\n{said}\n"));
+            let _ = write!(scene, "--- logs of {pod}\n{said}\n");
         }
         scene
     }

@@ -112,6 +112,12 @@ async fn run(arguments: Arguments) -> ExitCode {
         return harness.end();
     };
     println!("{target}");
+    if existing {
+        println!(
+            "the images must be on its nodes: `make images`, then, for kind, `kind load \
+             image-archive FILE` for each"
+        );
+    }
     if let Some(target) = scenarios::run(&mut harness, target).await
         && !existing
     {

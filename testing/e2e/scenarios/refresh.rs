@@ -1,6 +1,6 @@
 //! A token's way from the refresh ticker to the agent, with the time of each step.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{fmt::Write as _, fs, path::Path, time::SystemTime};
 
 use ambient_shared::phase::Phase;
 use serde_json::Value;
@@ -88,14 +88,11 @@ async fn swapped(system: &System, id: &str) -> Option<SystemTime> {
     let node = system.node()?;
     let pod = system.kube().get(PROJECT, &["pod", &pod(id)]).await?;
     let uid = pod["metadata"]["uid"].as_str()?;
-    node.processes_of(uid)
-        .into_iter()
-        .filter_map(|pid| {
-            let root = Path::new("/proc").join(pid.to_string()).join("root");
-            let link = root.join("var/run/secrets/ambient/..data");
-            fs::symlink_metadata(link).and_then(|it| it.modified()).ok()
-        })
-        .next()
+    node.processes_of(uid).into_iter().find_map(|pid| {
+        let root = Path::new("/proc").join(pid.to_string()).join("root");
+        let link = root.join("var/run/secrets/ambient/..data");
+        fs::symlink_metadata(link).and_then(|it| it.modified()).ok()
+    })
 }
 
 fn table(steps: &[(&str, SystemTime)]) -> String {
@@ -108,9 +105,7 @@ fn table(steps: &[(&str, SystemTime)]) -> String {
             )
         };
         let (step_took, all) = (since(&last), since(&steps[0].1));
-        text.push_str(&format!(
-            "\n    {step:<26} +{step_took:>6.2} s {all:>7.2} s"
-        ));
+        let _ = write!(text, "\n    {step:<26} +{step_took:>6.2} s {all:>7.2} s");
         last = *at;
     }
     text

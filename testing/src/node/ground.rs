@@ -198,7 +198,6 @@ impl Ground {
         ]);
         ip(&["link", "set", name, "up"]);
         let number = NETWORKS
-            .into_iter()
             .filter(|number| is_free(*number))
             // Refused where another test was faster.
             .find(|number| {
