@@ -16,12 +16,11 @@ use std::{
     panic::catch_unwind,
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::{Duration, Instant},
 };
 
 use aws_lc_rs::rsa::KeySize;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::keypair::RsaKey;
@@ -34,6 +33,7 @@ mod kubelet;
 mod ports;
 mod programs;
 mod users;
+mod waits;
 
 pub use audit::Request;
 use certificates::Certificates;
@@ -42,12 +42,6 @@ use programs::Programs;
 pub use programs::tools;
 pub use users::{ADMIN, CONTROL_PLANE, NOBODY, User};
 use users::{CONTROLLER_MANAGER, SCHEDULER};
-
-/// Longest wait for a program of the cluster to get ready, of which a fast machine needs 3 s.
-const START: Duration = Duration::from_secs(180);
-
-/// How often is looked whether a program is ready; nothing announces it.
-const POLL: Duration = Duration::from_millis(50);
 
 /// What a cluster has beside etcd, kube-apiserver and kube-controller-manager.
 #[derive(Debug, Clone)]
@@ -187,16 +181,12 @@ impl Cluster {
     /// When the API server refuses.
     pub fn service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
-        let made = self.request(
-            "POST",
-            &path,
-            Some(&serde_json::json!({"metadata": {"name": name}})),
-        );
+        let made = self.request("POST", &path, Some(&json!({"metadata": {"name": name}})));
         assert!(matches!(made.0, 201 | 409), "service account: {made:?}");
         let (status, token) = self.request(
             "POST",
             &format!("{path}/{name}/token"),
-            Some(&serde_json::json!({"spec": {"expirationSeconds": 36_000}})),
+            Some(&json!({"spec": {"expirationSeconds": 36_000}})),
         );
         assert_eq!(status, 201, "token of a service account: {token}");
         let token = token["status"]["token"].as_str().expect("a token");
@@ -227,23 +217,6 @@ impl Cluster {
     /// cluster's own programs asked. A watch is there as soon as it was answered.
     pub fn requests(&self) -> Vec<Request> {
         audit::read(&self.folder)
-    }
-
-    /// Waits for such a request, and gives the first one. The log may be a moment behind the answer.
-    ///
-    /// # Panics
-    /// At the deadline, with the last requests.
-    pub fn wait_for_request(&self, wanted: impl Fn(&Request) -> bool) -> Request {
-        let deadline = Instant::now() + START;
-        loop {
-            let mut requests = self.requests();
-            if let Some(place) = requests.iter().position(&wanted) {
-                return requests.swap_remove(place);
-            }
-            let last = &requests[requests.len().saturating_sub(50)..];
-            assert!(Instant::now() < deadline, "no such request: {last:#?}");
-            pause();
-        }
     }
 
     /// Ends kube-apiserver as a crash does; its port then refuses connections. Not for the shared
@@ -282,57 +255,6 @@ impl Cluster {
     /// When it does not run.
     pub fn thaw_api_server(&mut self) {
         self.programs.signal("kube-apiserver", Signal::SIGCONT);
-    }
-
-    /// Makes a namespace in which pods can be made at once.
-    ///
-    /// # Panics
-    /// When the API server refuses, or at the deadline.
-    pub fn create_namespace(&self, name: &str) {
-        let body = serde_json::json!({"metadata": {"name": name}});
-        let made = self.request("POST", "/api/v1/namespaces", Some(&body));
-        assert_eq!(made.0, 201, "namespace {name}: {}", made.1);
-        let account = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
-        self.wait_for(&account, |_| true);
-    }
-
-    /// Waits until an object is there and as wanted, and gives it. By path, such as
-    /// `/api/v1/namespaces/default`.
-    ///
-    /// # Panics
-    /// At the deadline, with the object's last state.
-    pub fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + START;
-        loop {
-            let (status, object) = self.request("GET", path, None);
-            if status == 200 && wanted(&object) {
-                return object;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{path} is not as wanted: {status} {object:#}"
-            );
-            pause();
-        }
-    }
-
-    /// Waits until an object is gone. By path, such as `/api/v1/namespaces/default`.
-    ///
-    /// # Panics
-    /// At the deadline, with the object's last state.
-    pub fn wait_gone(&self, path: &str) {
-        let deadline = Instant::now() + START;
-        loop {
-            let (status, object) = self.request("GET", path, None);
-            if status == 404 {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{path} is still there: {status} {object:#}"
-            );
-            pause();
-        }
     }
 
     fn write_files(&self) {
@@ -390,26 +312,4 @@ impl Cluster {
                     .is_some()
         });
     }
-
-    fn wait_until(&mut self, program: &str, holds: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + START;
-        while !holds(self) {
-            self.programs.check();
-            assert!(
-                Instant::now() < deadline,
-                "{program} is not ready after {START:?}: {}",
-                self.programs.last_words(program)
-            );
-            pause();
-        }
-    }
-}
-
-/// Between two looks at what nothing announces.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "for callers without a runtime; each loop around it has a deadline"
-)]
-fn pause() {
-    std::thread::sleep(POLL);
 }
