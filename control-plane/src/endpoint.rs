@@ -5,7 +5,10 @@
 //! ciphertexts, then RSA on a bounded pool, then the proof, and only for who holds the key whether
 //! the session may have a token: a caller without proof learns nothing about which ids exist.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
@@ -65,6 +68,15 @@ pub enum Standing {
     /// Cannot be told yet: the first list after a start is not complete, or the API server does
     /// not answer.
     NotSynced,
+}
+
+/// Answers [`Standing::NotSynced`] until the real answer is there: the endpoint is bound before
+/// there is a controller to ask.
+pub(crate) fn late(standing: Arc<OnceLock<StandingOf>>) -> StandingOf {
+    Arc::new(move |id| match standing.get() {
+        Some(standing) => standing(id),
+        None => Box::pin(std::future::ready(Standing::NotSynced)),
+    })
 }
 
 /// Why the endpoint cannot be served.

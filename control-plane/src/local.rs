@@ -32,7 +32,7 @@ use crate::{
         process::{ProcessBackend, ProcessSettings, Programs},
     },
     controller::{Controller, ControllerSettings},
-    endpoint::{Endpoint, EndpointSettings, Parts, Standing, StandingOf, lookup::Lookup},
+    endpoint::{Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup},
     issuer::{
         Issuer,
         fixed::FixedIssuer,
@@ -365,13 +365,5 @@ fn desired(
         runner_log_level: settings.runner_log_level.clone(),
         // The backend passes on what sessions get from our environment.
         passed_on: std::collections::BTreeMap::new(),
-    })
-}
-
-/// Answers that nothing is known until the real answer is there.
-fn late(standing: Arc<OnceLock<StandingOf>>) -> StandingOf {
-    Arc::new(move |id| match standing.get() {
-        Some(standing) => standing(id),
-        None => Box::pin(std::future::ready(Standing::NotSynced)),
     })
 }
