@@ -244,7 +244,9 @@ impl Bridge {
             result = carried => result,
             () = deadline => Ok(()),
         };
-        match spool.waiting().await {
+        let waiting = spool.waiting().await;
+        spool.close().await;
+        match waiting {
             (0, _) => {
                 info!("all messages are pushed");
                 result

@@ -259,3 +259,67 @@ impl<W: AsyncWrite + Unpin> Handover<'_, W> {
         self.stdin.flush().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ambient_shared::{proto::SessionMessage, session::SessionId};
+    use futures_util::poll;
+    use tokio::{io::AsyncReadExt as _, time::timeout};
+
+    use super::*;
+    use crate::bridge::spool::{CAPACITY, tests::with_a_slow_disk};
+
+    /// Shares an inbox with one message, whose `seq` is 5.
+    fn one_message() -> Shared {
+        let mut inbox = Inbox::new(Beginning::default());
+        let (seq, knows_ids) = (1, true);
+        inbox.start(Started { seq, knows_ids }, seq);
+        inbox.receive(&SessionMessage {
+            id: "the only one".to_owned(),
+            seq: 5,
+            event_type: "user".to_owned(),
+            payload: "hello".to_owned(),
+            ..SessionMessage::default()
+        });
+        Shared {
+            inbox: Mutex::new(inbox),
+            changed: Notify::new(),
+        }
+    }
+
+    #[test]
+    fn cut_off_while_its_record_is_kept_a_hand_over_is_recorded_once() {
+        with_a_slow_disk(|disk| async move {
+            let dir = tempfile::tempdir().unwrap();
+            let session = SessionId::parse("session-of-inbound-tests").unwrap();
+            let spool = Arc::new(Spool::open(dir.path(), &session, CAPACITY).unwrap());
+            let shared = one_message();
+            let (stdin, mut agent) = tokio::io::duplex(64);
+            let mut handover = Handover {
+                stdin,
+                io: AgentIo::Lines,
+                spool: Arc::clone(&spool),
+                recording: JoinSet::new(),
+                shared: &shared,
+            };
+            // Long enough for the record to be on its way to the disk, which takes none yet.
+            let cut_off = timeout(Duration::from_millis(50), handover.run()).await;
+            assert!(cut_off.is_err());
+            let mut line = [0; 6];
+            agent.read_exact(&mut line).await.unwrap();
+            assert_eq!(&line, b"hello\n");
+            {
+                let recorded = handover.recorded();
+                tokio::pin!(recorded);
+                assert!(poll!(&mut recorded).is_pending());
+                drop(disk);
+                recorded.await;
+            }
+            let record = spool.head().await.unwrap();
+            assert_eq!(record.message.payload, format::delivered(5).1);
+            assert_eq!(spool.waiting().await.0, 1, "recorded more than once");
+        });
+    }
+}

@@ -31,6 +31,9 @@ pub(super) const CAPACITY: u64 = 64 * 1024 * 1024;
 /// Wait before the next try to read a disk that failed.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often a spool that closes looks whether something still uses it.
+const CLOSE_POLL: Duration = Duration::from_millis(5);
+
 /// A message on its way to the server. Its id stays the same however often it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outgoing {
@@ -159,6 +162,14 @@ impl Spool {
         self.changed.notify_waiters();
     }
 
+    /// Waits until nobody uses the folder, so that the next spool can: work that was cut off goes
+    /// on for a moment.
+    pub(super) async fn close(self: Arc<Self>) {
+        while Arc::strong_count(&self) > 1 || Arc::strong_count(&self.disk) > 1 {
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+    }
+
     /// Runs on a thread of its own: a disk that hangs must not stop the handling of signals.
     async fn with<T: Send + 'static>(
         &self,
@@ -182,4 +193,4 @@ fn own_folder(folder: &Path, session: &SessionId) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,5 +1,7 @@
-use std::{collections::VecDeque, fs, io, time::Duration};
+use std::{collections::VecDeque, fs, io, sync::mpsc, time::Duration};
 
+use ambient_testing::DEADLINE;
+use futures_util::poll;
 use proptest::prelude::*;
 
 use super::*;
@@ -14,9 +16,7 @@ fn says(payload: impl Into<String>) -> Outgoing {
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what)
-        .await
-        .expect("in time")
+    tokio::time::timeout(DEADLINE, what).await.expect("in time")
 }
 
 #[tokio::test]
@@ -62,6 +62,41 @@ async fn a_full_spool_waits_until_there_is_room() {
     within(blocked).await;
     let (messages, _) = spool.waiting().await;
     assert_eq!(messages, 1);
+}
+
+/// Runs with one thread for all that uses a disk, and that thread busy until the sender is dropped.
+pub(in crate::bridge) fn with_a_slow_disk<F: Future>(test: impl FnOnce(mpsc::Sender<()>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (until_dropped, busy) = mpsc::channel::<()>();
+        let disk = tokio::task::spawn_blocking(move || busy.recv());
+        within(test(until_dropped)).await;
+        assert!(disk.await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_closed_spool_is_free_even_when_an_append_was_cut_off() {
+    with_a_slow_disk(|disk| async move {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Spool::open(dir.path(), &session(), CAPACITY);
+        let spool = Arc::new(open().unwrap());
+        {
+            let append = spool.append(says("cut off"));
+            tokio::pin!(append);
+            assert!(poll!(append).is_pending());
+        }
+        let close = spool.close();
+        tokio::pin!(close);
+        assert!(poll!(&mut close).is_pending());
+        drop(disk);
+        close.await;
+        assert_eq!(open().unwrap().waiting().await.0, 1);
+    });
 }
 
 #[tokio::test]
