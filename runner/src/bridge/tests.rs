@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use ambient_shared::token::Token;
-use ambient_testing::faults::{Mode, Relay};
+use ambient_testing::{
+    DEADLINE,
+    faults::{Mode, Relay},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream},
     task::JoinHandle,
@@ -15,8 +18,6 @@ use self::fake::{Fake, Fate, channel};
 use super::*;
 
 mod fake;
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn token(number: u32) -> Token {
     Token::new(&format!("token-{number}-of-the-tests"), None).unwrap()
@@ -45,10 +46,12 @@ struct Agent {
     over: CancellationToken,
     hurry: CancellationToken,
     ended: JoinHandle<Result<(), BridgeError>>,
+    spool: std::path::PathBuf,
 }
 
 impl Agent {
     fn start(settings: BridgeSettings, server: std::net::SocketAddr) -> Self {
+        let spool = settings.spool_dir.clone();
         let (tokens, sender, rejected) = TokenHandle::for_tests(Some(token(1)));
         let clock = Clock::system();
         let masker = Masker::new(clock.clone());
@@ -70,12 +73,13 @@ impl Agent {
             over,
             hurry,
             ended,
+            spool,
         }
     }
 
     async fn reads(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = timeout(LIMIT, self.stdin.read_line(&mut line)).await;
+        let read = timeout(DEADLINE, self.stdin.read_line(&mut line)).await;
         let read = read.expect("a line in time").unwrap();
         (read > 0).then(|| line.trim_end().to_owned())
     }
@@ -83,13 +87,13 @@ impl Agent {
     async fn says(&mut self, line: &str) {
         let stdout = self.stdout.as_mut().unwrap();
         let line = format!("{line}\n");
-        let written = timeout(LIMIT, stdout.write_all(line.as_bytes())).await;
+        let written = timeout(DEADLINE, stdout.write_all(line.as_bytes())).await;
         written.expect("said in time").unwrap();
     }
 
     async fn ends(mut self) -> Result<(), BridgeError> {
         self.stdout = None;
-        let ended = timeout(LIMIT, &mut self.ended).await;
+        let ended = timeout(DEADLINE, &mut self.ended).await;
         ended.expect("the bridge ends in time").unwrap()
     }
 
@@ -97,6 +101,14 @@ impl Agent {
     async fn killed(self) {
         self.ended.abort();
         let _ = self.ended.await;
+        // What wrote to the disk at that moment still does, unlike that of a killed process.
+        let session = settings(AgentIo::None, &self.spool).session;
+        let free = async {
+            while check_spool(&self.spool, &session).is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, free).await.expect("the spool is free");
     }
 }
 
@@ -326,7 +338,7 @@ async fn wait_for_spooled(folder: &Path, texts: &[&str]) {
         loop {
             let files = spool_files(folder).into_iter();
             let content: Vec<u8> = files
-                .flat_map(|file| std::fs::read(file).unwrap())
+                .flat_map(|file| std::fs::read(file).unwrap_or_default())
                 .collect();
             let content = String::from_utf8_lossy(&content);
             if texts.iter().all(|text| content.contains(text)) {
@@ -335,7 +347,7 @@ async fn wait_for_spooled(folder: &Path, texts: &[&str]) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(LIMIT, all_there)
+    timeout(DEADLINE, all_there)
         .await
         .expect("in the spool in time");
 }
@@ -352,7 +364,7 @@ async fn an_expired_token_is_renewed_and_nothing_is_lost() {
     server.push("user", "hello");
     let mut rejected = agent.rejected.clone();
     let rejection = rejected.wait_for(Option::is_some);
-    timeout(LIMIT, rejection).await.unwrap().unwrap();
+    timeout(DEADLINE, rejection).await.unwrap().unwrap();
     agent.tokens.send_replace(Some(token(2)));
     assert_eq!(agent.reads().await.unwrap(), "hello");
     said(&server, &["before", "after"]).await;
@@ -620,7 +632,7 @@ async fn nothing_more_is_handed_over_once_the_agent_is_to_end() {
     said(&server, &["last words"]).await;
     let late = server.push("user", "too late");
     agent.stdout = None;
-    timeout(LIMIT, &mut agent.ended)
+    timeout(DEADLINE, &mut agent.ended)
         .await
         .unwrap()
         .unwrap()

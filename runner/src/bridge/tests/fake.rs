@@ -207,7 +207,7 @@ impl Fake {
                 changed.await;
             }
         };
-        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
+        let found = tokio::time::timeout(ambient_testing::DEADLINE, found).await;
         found.unwrap_or_else(|_| {
             panic!("never came true: {what}; there is {:#?}", self.messages());
         })
