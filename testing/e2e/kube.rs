@@ -123,6 +123,35 @@ impl Kube {
         }
     }
 
+    /// The text of a kubeconfig for a ServiceAccount of this cluster, as a program in one of its
+    /// pods would have access.
+    ///
+    /// # Panics
+    /// When there is no such account.
+    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> String {
+        let arguments = [
+            "config",
+            "view",
+            "--raw",
+            "--minify",
+            "--flatten",
+            "--output=json",
+        ];
+        let config = self.run(&arguments).await;
+        let mut config: Value = serde_json::from_str(&config).expect("kubectl writes JSON");
+        let arguments = [
+            "create",
+            "token",
+            account,
+            "--namespace",
+            namespace,
+            "--duration=10h",
+        ];
+        let token = self.run(&arguments).await;
+        config["users"][0]["user"] = serde_json::json!({ "token": token.trim() });
+        config.to_string()
+    }
+
     /// Waits until an object is there and as wanted, and gives it; `what` as for [`Kube::get`].
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! Our API server and control plane, outside the cluster, and what a user does with them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use ambient_shared::{
     phase::Phase,
@@ -29,6 +29,9 @@ pub const PROJECT: &str = "ambient-e2e";
 /// The control plane's own namespace.
 const OWN_NAMESPACE: &str = "ambient-e2e-system";
 
+/// Its ServiceAccount there.
+const ACCOUNT: &str = "ambient-control-plane";
+
 /// Ports on the address towards the pods, which is nobody else's: the programs must know each
 /// other's before they start.
 const REST: u16 = 18_000;
@@ -50,7 +53,7 @@ const POLL: Duration = Duration::from_millis(200);
 pub struct System {
     control_plane: Option<Running>,
     _api_server: Running,
-    _folder: TempDir,
+    folder: TempDir,
     service_token: String,
     operator_token: String,
     client: reqwest::Client,
@@ -83,7 +86,7 @@ impl System {
         let mut system = Self {
             control_plane: None,
             _api_server: api_server,
-            _folder: folder,
+            folder,
             service_token,
             operator_token,
             client: reqwest::Client::builder()
@@ -92,12 +95,7 @@ impl System {
                 .expect("a client"),
             target,
         };
-        system
-            .kube()
-            .apply(&format!(
-                "{{apiVersion: v1, kind: Namespace, metadata: {{name: {OWN_NAMESPACE}}}}}"
-            ))
-            .await;
+        system.give_rights().await;
         system.start_control_plane().await;
         let project = json!({ "name": PROJECT });
         let (status, answer) = system
@@ -107,6 +105,38 @@ impl System {
         system
     }
 
+    /// Makes the control plane's namespace and ServiceAccount, with the rights that it asks for and
+    /// no others.
+    async fn give_rights(&self) {
+        let kube = self.kube();
+        kube.apply(&format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {OWN_NAMESPACE}}}}}\n---\n\
+             {{apiVersion: v1, kind: ServiceAccount, metadata: \
+             {{name: {ACCOUNT}, namespace: {OWN_NAMESPACE}}}}}"
+        ))
+        .await;
+        kube.apply(&self.rules().await).await;
+        let kubeconfig = kube.kubeconfig_of(OWN_NAMESPACE, ACCOUNT).await;
+        fs::write(self.kubeconfig(), kubeconfig).expect("disk is there");
+    }
+
+    /// The objects that give the control plane its rights.
+    async fn rules(&self) -> String {
+        let mut program = Program::new("ambient-control-plane")
+            .arg("rules")
+            .env("CP_RUNTIME_NAMESPACE", OWN_NAMESPACE)
+            .env("AMBIENT_API_TOKEN", &self.service_token)
+            .start();
+        let status = program.wait().await;
+        assert!(status.success(), "rules: {status}: {:#?}", program.log());
+        program.output().join("\n")
+    }
+
+    /// The control plane's own access to the cluster.
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
     /// Starts the control plane and waits until it serves tokens.
     ///
     /// # Panics
@@ -114,7 +144,7 @@ impl System {
     pub async fn start_control_plane(&mut self) {
         let address = self.target.address;
         let mut program = Program::new("ambient-control-plane")
-            .env("KUBECONFIG", self.kube().kubeconfig())
+            .env("KUBECONFIG", self.kubeconfig())
             .env("AMBIENT_API_SERVER_URL", self.api_url())
             .env("AMBIENT_GRPC_SERVER_ADDR", format!("{address}:{GRPC}"))
             .env("AMBIENT_API_TOKEN", &self.service_token)
@@ -142,11 +172,24 @@ impl System {
         program.kill().await;
     }
 
-    /// Ends our programs; what remains is the cluster.
+    /// Ends our programs; what remains is the cluster, without what was made there.
     pub async fn end(mut self) -> Target {
         if let Some(program) = &mut self.control_plane {
             program.signal(nix::sys::signal::Signal::SIGTERM);
             let _ = program.ended_within(REQUEST).await;
+        }
+        if self.node().is_none() {
+            // Somebody's cluster, which goes on.
+            let delete = [
+                "delete",
+                "--ignore-not-found",
+                "--wait=false",
+                "--filename=-",
+            ];
+            let _ = self.kube().attempt(&delete, &self.rules().await).await;
+            let namespaces = ["delete", "namespace", "--ignore-not-found", "--wait=false"];
+            let namespaces = [namespaces.as_slice(), &[OWN_NAMESPACE, PROJECT]].concat();
+            let _ = self.kube().attempt(&namespaces, "").await;
         }
         self.target
     }
@@ -154,6 +197,11 @@ impl System {
     /// The cluster.
     pub fn kube(&self) -> &Kube {
         &self.target.kube
+    }
+
+    /// The cluster, whosever it is.
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The node, when it is on this machine.

@@ -23,7 +23,7 @@ pub struct Target {
     pub address: Ipv4Addr,
     /// The node on this machine. Before the cluster, so that it ends before.
     pub node: Option<Node>,
-    _cluster: Option<Cluster>,
+    cluster: Option<Cluster>,
 }
 
 impl Target {
@@ -42,7 +42,7 @@ impl Target {
             kube: Kube::new(kubectl, cluster.kubeconfig(ADMIN), Some(cache)),
             address: node.machine().address(),
             node: Some(node),
-            _cluster: Some(cluster),
+            cluster: Some(cluster),
         }
     }
 
@@ -65,8 +65,18 @@ impl Target {
             kube,
             address,
             node: None,
-            _cluster: None,
+            cluster: None,
         }
+    }
+
+    /// When the last change of an object was answered, by `uri` (its beginning is enough); known
+    /// where the cluster is ours.
+    pub fn changed(&self, uri: &str) -> Option<String> {
+        let requests = self.cluster.as_ref()?.requests();
+        let change = requests
+            .into_iter()
+            .rfind(|request| request.verb == "patch" && request.uri.starts_with(uri));
+        change.map(|request| request.at)
     }
 
     /// What a person would look at after a failure in a namespace.

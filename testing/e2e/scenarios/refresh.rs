@@ -66,7 +66,8 @@ pub async fn reaches_the_agent(system: &System) -> String {
     table(&steps)
 }
 
-/// When the ticker wrote the Secret; Kubernetes keeps it in whole seconds.
+/// When the ticker wrote the Secret. Kubernetes itself keeps it in whole seconds, the API server of
+/// our own cluster logs it more exactly.
 async fn written(system: &System, id: &str) -> SystemTime {
     let name = format!("session-{id}-creds");
     let what = ["secret", &name, "--show-managed-fields"];
@@ -79,7 +80,14 @@ async fn written(system: &System, id: &str) -> SystemTime {
     let fields = secret["metadata"]["managedFields"].as_array();
     let entry = fields.and_then(|all| all.iter().find(by_ticker));
     let entry = entry.unwrap_or_else(|| panic!("not by the ticker: {fields:#?}"));
-    parse(entry["time"].as_str().expect("a time"))
+    let uri = format!("/api/v1/namespaces/{PROJECT}/secrets/{name}");
+    let exactly = system.target().changed(&uri);
+    parse(
+        exactly
+            .as_deref()
+            .or(entry["time"].as_str())
+            .expect("a time"),
+    )
 }
 
 /// When the kubelet swapped the link to the mounted files, as the sidecar sees it. None where its

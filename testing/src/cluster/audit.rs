@@ -46,6 +46,8 @@ pub struct Request {
     pub user_agent: String,
     /// Path and query.
     pub uri: String,
+    /// When it was answered (RFC 3339); a watch, when it ended.
+    pub at: String,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +65,8 @@ struct Event {
     impersonated_user: Option<Who>,
     object_ref: Option<Object>,
     response_status: Option<Status>,
+    #[serde(default)]
+    stage_timestamp: String,
 }
 
 #[derive(Deserialize)]
@@ -128,6 +132,7 @@ impl From<Event> for Request {
             code: event.response_status.map_or(0, |it| it.code),
             user_agent: event.user_agent,
             uri: event.request_uri,
+            at: event.stage_timestamp,
         }
     }
 }
