@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::catalog::{Catalog, ProjectId};
 use crate::backend::kubernetes::{
-    names::{MANAGED, PROJECT_ID},
+    names::PROJECT_ID,
     projects::{Projects, objects::FOLLOWS_PROJECT},
 };
 
@@ -68,7 +68,7 @@ impl Namespaces {
     /// Watches until `shutdown`. Cancel-safe.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let api: Api<Meta> = Api::all(self.client.clone());
-        let config = watcher::Config::default().labels(&format!("{MANAGED}=true"));
+        let config = watcher::Config::default().labels(&self.projects.selector());
         let mut events = std::pin::pin!(watcher(api, config));
         let mut resync = interval(self.resync);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);

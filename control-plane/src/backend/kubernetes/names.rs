@@ -16,6 +16,9 @@ pub(crate) const PROJECT_ID: &str = "ambient-code.io/project-id";
 pub(crate) const MANAGED: &str = "ambient-code.io/managed";
 /// Label of all that we made: [`FIELD_MANAGER`].
 pub(crate) const MANAGED_BY: &str = "ambient-code.io/managed-by";
+/// Label of a project's namespace: the namespace of the control plane that uses it. Another one on
+/// the same cluster has other projects, and keeps away.
+pub(crate) const INSTALLATION: &str = "ambient-code.io/installation";
 /// Annotation: the session's name.
 pub(crate) const SESSION_NAME: &str = "ambient-code.io/session-name";
 /// Annotation of a pod: the generation of the run.

@@ -45,7 +45,7 @@ use tokio::{
 };
 
 use super::{
-    names::{FIELD_MANAGER, check_project},
+    names::{FIELD_MANAGER, INSTALLATION, MANAGED, check_project},
     refusal::{backend_error, is_not_found},
     settings::{KubernetesSettings, SecretRef},
 };
@@ -170,6 +170,11 @@ impl Projects {
         self.ready.invalidate(namespace);
     }
 
+    /// Selects the namespaces that this installation uses, by label.
+    pub(crate) fn selector(&self) -> String {
+        format!("{MANAGED}=true,{INSTALLATION}={}", self.settings.namespace)
+    }
+
     /// The client of projects' namespaces.
     pub(crate) fn client(&self) -> kube::Client {
         self.clients.projects.clone()
@@ -203,13 +208,7 @@ impl Projects {
     /// Puts into the namespace what sessions need.
     async fn furnish(&self, project: &str, name: &str) -> Result<(), BackendError> {
         let client = &self.clients.projects;
-        let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), name);
-        let us = self.us.get_or_try_init(|| self.ask_who_we_are()).await?;
-        let own = objects::own_binding(name, project, us);
-        let action = "bind the control plane to a project's namespace";
-        self.apply_binding(&bindings, &own, action).await?;
-        self.wait_for_rights(name).await?;
-
+        self.bind_ourselves(project, name).await?;
         let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), name);
         let policy = objects::network_policy(name, project, &self.settings.namespace);
         apply(&policies, &policy, "make the NetworkPolicy of a project").await?;
@@ -234,6 +233,16 @@ impl Projects {
             apply(&secrets, &secret, "give a project access to models").await?;
         }
         Ok(())
+    }
+
+    /// Gives us our rights in the namespace, and waits until we have them.
+    async fn bind_ourselves(&self, project: &str, name: &str) -> Result<(), BackendError> {
+        let bindings: Api<RoleBinding> = Api::namespaced(self.clients.projects.clone(), name);
+        let us = self.us.get_or_try_init(|| self.ask_who_we_are()).await?;
+        let own = objects::own_binding(name, project, us);
+        let action = "bind the control plane to a project's namespace";
+        self.apply_binding(&bindings, &own, action).await?;
+        self.wait_for_rights(name).await
     }
 
     /// The Secrets that each project has a copy of, with the setting that names them.

@@ -1,12 +1,12 @@
 //! Which namespaces are for projects, and for which. Pure.
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 
 use crate::backend::{
     BackendError,
     kubernetes::{
-        names::{CREATED_BY, FIELD_MANAGER, MANAGED, PROJECT_ID},
+        names::{CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, PROJECT_ID},
         settings::{KubernetesSettings, Platform},
     },
 };
@@ -60,16 +60,14 @@ impl Ground<'_> {
                 message: format!("namespace {name} is being deleted"),
             });
         }
-        let of = namespace.labels().get(PROJECT_ID).map(String::as_str);
-        if let Some(other) = of.filter(|of| *of != project) {
-            return Err(BackendError::Impossible {
-                reason: "NamespaceTaken",
-                message: format!("namespace {name} is project {other}'s"),
-            });
-        }
+        self.check_labels(namespace, project, "namespace")?;
         let is_marked = namespace.labels().get(MANAGED).map(String::as_str) == Some("true");
         let is_tenants = matches!(self.0.platform, Platform::Mpp { .. });
-        if is_marked || is_tenants || of.is_some() || is_made_by_us(namespace) {
+        if is_marked
+            || is_tenants
+            || namespace.labels().contains_key(PROJECT_ID)
+            || is_made_by_us(namespace)
+        {
             return Ok(());
         }
         Err(BackendError::Impossible {
@@ -80,10 +78,38 @@ impl Ground<'_> {
             ),
         })
     }
+
+    /// # Errors
+    /// `Impossible` when the labels name another project, or another control plane.
+    pub(super) fn check_labels(
+        &self,
+        object: &impl ResourceExt,
+        project: &str,
+        kind: &str,
+    ) -> Result<(), BackendError> {
+        let other = |label, ours: &str| object.labels().get(label).filter(|it| *it != ours);
+        let whose = if let Some(other) = other(PROJECT_ID, project) {
+            format!("project {other}'s")
+        } else if let Some(other) = other(INSTALLATION, &self.0.namespace) {
+            format!("that of the control plane in namespace {other}")
+        } else {
+            return Ok(());
+        };
+        Err(BackendError::Impossible {
+            reason: "NamespaceTaken",
+            message: format!("{kind} {} is {whose}", object.name_any()),
+        })
+    }
+
+    /// Whether an object is labelled as this project's, by us.
+    pub(super) fn is_labelled(&self, object: &impl ResourceExt, project: &str) -> bool {
+        let is = |label, value: &str| object.labels().get(label).is_some_and(|it| it == value);
+        is(PROJECT_ID, project) && is(INSTALLATION, &self.0.namespace)
+    }
 }
 
 /// Whether an object was created by us, and so is ours to delete.
-pub(super) fn is_made_by_us(object: &impl kube::ResourceExt) -> bool {
+pub(super) fn is_made_by_us(object: &impl ResourceExt) -> bool {
     object.annotations().get(CREATED_BY).map(String::as_str) == Some(FIELD_MANAGER)
 }
 
@@ -169,6 +195,8 @@ mod tests {
         assert_eq!(check(with(&[], &[(CREATED_BY, FIELD_MANAGER)])), "");
         let other = [(MANAGED, "true"), (PROJECT_ID, "Team")];
         let ours = [(CREATED_BY, FIELD_MANAGER)];
+        assert_eq!(check(with(&other, &ours)), "NamespaceTaken");
+        let other = [(PROJECT_ID, "team"), (INSTALLATION, "elsewhere")];
         assert_eq!(check(with(&other, &ours)), "NamespaceTaken");
         let settings = mpp();
         assert!(Ground(&settings).check(&with(&[], &[]), "team").is_ok());

@@ -18,7 +18,7 @@ use super::{
 use crate::backend::{
     BackendError,
     kubernetes::{
-        names::{FIELD_MANAGER, PROJECT_ID},
+        names::FIELD_MANAGER,
         refusal::{backend_error, is_conflict, is_not_found},
         settings::Platform,
     },
@@ -71,7 +71,7 @@ impl Projects {
 
     /// None when there is one already.
     async fn create(&self, project: &str, name: &str) -> Result<Option<Namespace>, BackendError> {
-        let wanted = objects::namespace(name, project);
+        let wanted = objects::namespace(name, project, &self.settings.namespace);
         match self.namespaces().create(&as_us(), &wanted).await {
             Ok(created) => {
                 info!(project, namespace = name, "namespace created");
@@ -84,7 +84,7 @@ impl Projects {
 
     /// Puts the labels of a project on its namespace.
     async fn label(&self, found: Namespace, project: &str) -> Result<Namespace, BackendError> {
-        let labels = objects::namespace_labels(project);
+        let labels = objects::namespace_labels(project, &self.settings.namespace);
         if has_labels(&found, &labels) {
             return Ok(found);
         }
@@ -157,7 +157,8 @@ impl Projects {
         let failed = |error| backend_error("ask the tenant operator for a namespace", error);
         let mut found = tenants.get_opt(&tenant).await.map_err(failed)?;
         if found.is_none() {
-            let wanted = objects::tenant_namespace(config_namespace, project);
+            let wanted =
+                objects::tenant_namespace(config_namespace, project, &self.settings.namespace);
             match tenants.create(&as_us(), &wanted).await {
                 Ok(created) => {
                     info!(project, tenant_namespace = tenant, "namespace asked for");
@@ -167,12 +168,9 @@ impl Projects {
                 Err(error) => return Err(failed(error)),
             }
         }
-        let of = found.as_ref().and_then(|it| it.labels().get(PROJECT_ID));
-        if let Some(other) = of.filter(|of| *of != project) {
-            return Err(BackendError::Impossible {
-                reason: "NamespaceTaken",
-                message: format!("TenantNamespace {tenant} is project {other}'s"),
-            });
+        if let Some(found) = &found {
+            self.ground()
+                .check_labels(found, project, "TenantNamespace")?;
         }
         let deadline = Instant::now() + TENANT_LIMIT;
         loop {

@@ -22,7 +22,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::access::Grant;
-use crate::backend::kubernetes::names::{CREATED_BY, FIELD_MANAGER, MANAGED, PROJECT_ID, managed};
+use crate::backend::kubernetes::names::{
+    CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, PROJECT_ID, managed,
+};
 
 /// Annotation of a namespace whose project the API server has had: it goes, or is let go, with the
 /// project. One that was made for a session of a project that never was there does not have it.
@@ -59,9 +61,10 @@ fn labels(project: &str) -> BTreeMap<String, String> {
     labels
 }
 
-/// The labels of a project's namespace.
-pub(crate) fn namespace_labels(project: &str) -> BTreeMap<String, String> {
+/// The labels of a project's namespace that is used by the control plane in `own_namespace`.
+pub(crate) fn namespace_labels(project: &str, own_namespace: &str) -> BTreeMap<String, String> {
     let mut labels = labels(project);
+    labels.insert(INSTALLATION.to_owned(), own_namespace.to_owned());
     for mode in ["enforce", "warn"] {
         let name = format!("pod-security.kubernetes.io/{mode}");
         labels.insert(name, POD_SECURITY.to_owned());
@@ -83,11 +86,11 @@ fn created_by_us() -> BTreeMap<String, String> {
 }
 
 /// A namespace to be created; only one that this creates is marked as made by us.
-pub(crate) fn namespace(name: &str, project: &str) -> Namespace {
+pub(crate) fn namespace(name: &str, project: &str, own_namespace: &str) -> Namespace {
     Namespace {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
-            labels: Some(namespace_labels(project)),
+            labels: Some(namespace_labels(project, own_namespace)),
             annotations: Some(created_by_us()),
             ..ObjectMeta::default()
         },
@@ -112,9 +115,14 @@ pub(crate) fn tenant_name(project: &str) -> String {
 }
 
 /// A `TenantNamespace` to be created, as the operator's users write them by hand.
-pub(crate) fn tenant_namespace(config_namespace: &str, project: &str) -> DynamicObject {
+pub(crate) fn tenant_namespace(
+    config_namespace: &str,
+    project: &str,
+    own_namespace: &str,
+) -> DynamicObject {
     let mut metadata = metadata(config_namespace, &tenant_name(project), project);
     let mut labels = metadata.labels.take().unwrap_or_default();
+    labels.insert(INSTALLATION.to_owned(), own_namespace.to_owned());
     for (name, value) in [("namespace-type", "runtime"), ("tenant", TENANT)] {
         labels.insert(format!("tenant.paas.redhat.com/{name}"), value.to_owned());
     }

@@ -22,14 +22,13 @@ use tracing::info;
 
 use super::{
     Projects,
-    access::delete_binding,
     claim::{is_made_by_us, is_terminating},
     objects::{self, FOLLOWS_PROJECT, OWN_BINDING, POLICY},
 };
 use crate::backend::{
     BackendError,
     kubernetes::{
-        names::{FIELD_MANAGER, MANAGED, MANAGED_BY, PROJECT_ID, SESSION_ID},
+        names::{FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY, PROJECT_ID, SESSION_ID},
         refusal::{backend_error, is_not_found},
         settings::Platform,
     },
@@ -64,9 +63,9 @@ impl Projects {
             self.gone.insert(project.to_owned(), ());
         }
         let found = self.find(&name).await?.filter(|found| {
-            let of = found.labels().get(PROJECT_ID).map(String::as_str);
             // A tenant may not be allowed to label its namespaces.
-            let is_its = of == Some(project) || (of.is_none() && self.is_ready(&name, project));
+            let is_its = self.ground().is_labelled(found, project)
+                || (!found.labels().contains_key(PROJECT_ID) && self.is_ready(&name, project));
             is_its && (existed || found.annotations().contains_key(FOLLOWS_PROJECT))
         });
         self.ready.invalidate(&name);
@@ -106,9 +105,8 @@ impl Projects {
         let tenants = self.tenants(config_namespace);
         let found = tenants.get_opt(&objects::tenant_name(project)).await;
         let found = found.map_err(|error| backend_error("read a TenantNamespace", error))?;
-        let is_ours = |it: &DynamicObject| {
-            is_made_by_us(it) && it.labels().get(PROJECT_ID).map(String::as_str) == Some(project)
-        };
+        let is_ours =
+            |it: &DynamicObject| is_made_by_us(it) && self.ground().is_labelled(it, project);
         let Some(tenant) = found.filter(is_ours) else {
             return Ok(false);
         };
@@ -121,24 +119,22 @@ impl Projects {
     async fn leave(&self, project: &str, found: &Namespace) -> Result<Removed, BackendError> {
         let name = found.name_any();
         let client = &self.clients.projects;
+        // Also after an earlier try that failed half-way: without it we may do nothing of this.
+        self.bind_ourselves(project, &name).await?;
         self.grant(project, &BTreeSet::new()).await?;
-        let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), &name);
-        let own = bindings.get_opt(OWN_BINDING).await;
-        let own = own.map_err(|error| backend_error("read our RoleBinding", error))?;
-        // Without it we could do nothing of this: it was done by an earlier try.
-        if let Some(own) = own {
-            if self.has_sessions(&name).await? {
-                return Ok(Removed::NotYet);
-            }
-            let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), &name);
-            gone(policies.delete(POLICY, &DeleteParams::default()).await)
-                .map_err(|error| backend_error("delete the NetworkPolicy of a project", error))?;
-            self.take_secrets(&name).await?;
-            delete_binding(&bindings, &own).await?;
+        if self.has_sessions(&name).await? {
+            return Ok(Removed::NotYet);
         }
+        let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), &name);
+        gone(policies.delete(POLICY, &DeleteParams::default()).await)
+            .map_err(|error| backend_error("delete the NetworkPolicy of a project", error))?;
+        self.take_secrets(&name).await?;
+        let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), &name);
+        gone(bindings.delete(OWN_BINDING, &DeleteParams::default()).await)
+            .map_err(|error| backend_error("delete our RoleBinding", error))?;
         let patch = json!({"metadata": {
             "uid": found.uid(),
-            "labels": {MANAGED: null, MANAGED_BY: null, PROJECT_ID: null},
+            "labels": {MANAGED: null, MANAGED_BY: null, PROJECT_ID: null, INSTALLATION: null},
             "annotations": {FOLLOWS_PROJECT: null},
         }});
         self.patch(&name, &patch).await?;

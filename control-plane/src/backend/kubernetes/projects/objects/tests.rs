@@ -53,13 +53,14 @@ fn metadata_of(namespace: &str, name: &str) -> Value {
 #[test]
 fn namespace_is_labelled_restricted_and_marked_as_made_by_us() {
     assert_is(
-        &namespace("team", "Team"),
+        &namespace("team", "Team", "ambient-code"),
         &json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {
                 "name": "team",
                 "annotations": {"ambient-code.io/created-by": "ambient-control-plane"},
                 "labels": {
+                    "ambient-code.io/installation": "ambient-code",
                     "ambient-code.io/managed": "true",
                     "ambient-code.io/managed-by": "ambient-control-plane",
                     "ambient-code.io/project-id": "Team",
@@ -74,13 +75,14 @@ fn namespace_is_labelled_restricted_and_marked_as_made_by_us() {
 #[test]
 fn tenant_namespace_is_what_the_tenant_operator_takes() {
     assert_is(
-        &tenant_namespace("ambient-code--config", "Team"),
+        &tenant_namespace("ambient-code--config", "Team", "ambient-code"),
         &json!({
             "apiVersion": "tenant.paas.redhat.com/v1alpha1", "kind": "TenantNamespace",
             "metadata": {
                 "name": "team", "namespace": "ambient-code--config",
                 "annotations": {"ambient-code.io/created-by": "ambient-control-plane"},
                 "labels": {
+                    "ambient-code.io/installation": "ambient-code",
                     "ambient-code.io/managed": "true",
                     "ambient-code.io/managed-by": "ambient-control-plane",
                     "ambient-code.io/project-id": "Team",
