@@ -1,8 +1,263 @@
-//! Sessions as pods.
+//! Sessions as pods (contract section 3; design sections 5.5 to 5.8).
+//!
+//! In: what the controller asks. Out: a `ServiceAccount` for each session, and what it owns: token
+//! Secret, Service and pod, in the namespace of the session's project. What is there is known from
+//! watches alone, so that a control plane that starts finds what the one before left. Pods are
+//! created, never applied: an upgrade of the control plane touches no session that runs.
 
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ambient_shared::{
+    clock::Clock,
+    retry::Policy,
+    session::SessionId,
+    tasks::{TaskFailure, Tasks},
+};
+use futures_util::future::BoxFuture;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{Backend, BackendError, Credentials, DesiredRun, Observer, RunState, TokenTimes};
+use crate::{cluster::Clients, queue::WorkQueue, worker::Worker};
+use events::{Events, Teller, events};
+use names::SessionRef;
+use projects::Projects;
+use repair::Repair;
+use seen::{Entry, Seen, facts::Reader};
+use settings::KubernetesSettings;
+use watches::Watches;
+
+mod ending;
+mod events;
+mod follow;
+mod managed;
 pub(crate) mod names;
 pub(crate) mod objects;
+mod pod_state;
 pub mod projects;
 pub(crate) mod refusal;
-pub(crate) mod seen;
+mod repair;
+mod seen;
 pub mod settings;
+mod start;
+mod token;
+mod watches;
+
+pub use seen::ProjectOf;
+
+/// From a write to its being seen in the pod: a kubelet looks at each pod once a minute, and at a
+/// Secret that it has cached for another minute at most.
+const LAG: Duration = Duration::from_secs(120);
+
+/// How often is looked whether a run has waited too long.
+const GLANCE: Duration = Duration::from_secs(5);
+
+/// How long work that has begun may go on after the shutdown.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The Kubernetes backend. Does nothing by itself without its [`KubernetesTasks`].
+pub struct KubernetesBackend {
+    inner: Arc<Inner>,
+}
+
+/// What the backend does by itself: it watches, repairs and tells.
+pub struct KubernetesTasks {
+    inner: Arc<Inner>,
+    repairs: WorkQueue<Repair, SessionId>,
+    events: Events,
+}
+
+struct Inner {
+    client: kube::Client,
+    settings: Arc<KubernetesSettings>,
+    projects: Arc<Projects>,
+    seen: Arc<Seen>,
+    teller: Teller,
+    clock: Clock,
+    /// Sessions whose token could not be written when that was last tried.
+    failing: Mutex<HashSet<SessionId>>,
+}
+
+impl KubernetesBackend {
+    /// A backend that knows nothing yet. `project_of` gives the project of a session that the API
+    /// server has; `observer` is told of each change.
+    pub fn new(
+        clients: &Clients,
+        settings: Arc<KubernetesSettings>,
+        projects: Arc<Projects>,
+        project_of: ProjectOf,
+        observer: Observer,
+        clock: Clock,
+    ) -> (Self, KubernetesTasks) {
+        let client = clients.projects.clone();
+        let repairs = WorkQueue::new(Policy::default());
+        let namespace_of = {
+            let settings = Arc::clone(&settings);
+            Arc::new(move |project: &str| settings.namespace_of(project))
+        };
+        let seen = Seen::new(
+            project_of,
+            namespace_of,
+            observer,
+            repairs.clone(),
+            clock.clone(),
+        );
+        let (teller, events) = events(client.clone(), clock.clone());
+        let inner = Arc::new(Inner {
+            client,
+            settings,
+            projects,
+            seen: Arc::new(seen),
+            teller,
+            clock,
+            failing: Mutex::default(),
+        });
+        let tasks = KubernetesTasks {
+            inner: Arc::clone(&inner),
+            repairs,
+            events,
+        };
+        (Self { inner }, tasks)
+    }
+
+    /// Waits until all that there is has been seen, or cannot be, at most `limit`: a controller that
+    /// runs before takes runs that are not seen yet for unknown, and does nothing about these. Says
+    /// whether that came to pass. The tasks must run.
+    pub async fn synced(&self, limit: Duration) -> bool {
+        self.inner.seen.until(limit, Seen::is_settled).await
+    }
+}
+
+impl fmt::Debug for KubernetesBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubernetesBackend").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for KubernetesTasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubernetesTasks").finish_non_exhaustive()
+    }
+}
+
+impl KubernetesTasks {
+    /// Runs until `shutdown`.
+    ///
+    /// # Errors
+    /// When a task fails or does not end in time.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskFailure> {
+        let Self {
+            inner,
+            repairs,
+            events,
+        } = self;
+        // A failure here ends these tasks; what it means for the program, the caller decides.
+        let shutdown = shutdown.child_token();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let watches = Watches {
+            client: inner.client.clone(),
+            seen: Arc::clone(&inner.seen),
+        };
+        tasks.spawn("watches of Kubernetes", watches.run(shutdown.clone()));
+        tasks.spawn(
+            "runs that wait too long",
+            glance(Arc::clone(&inner.seen), shutdown.clone()),
+        );
+        let repairing = Worker {
+            queue: repairs,
+            handlers: Repair::ALL.to_vec(),
+            limit: repair::CONCURRENCY,
+            time_limit: repair::LIMIT,
+            run: Arc::new(move |repair, id: SessionId| {
+                let inner = Arc::clone(&inner);
+                Box::pin(async move { inner.repair(repair, &id).await })
+            }),
+        };
+        tasks.spawn("repairs", repairing.run(shutdown.clone()));
+        tasks.spawn("Kubernetes Events", events.run(shutdown));
+        tasks.run_until_shutdown(DRAIN).await
+    }
+}
+
+/// Looks now and then whether time alone has changed a run.
+async fn glance(seen: Arc<Seen>, shutdown: CancellationToken) {
+    let mut glances = interval(GLANCE);
+    glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(glances.tick()).await.is_some() {
+        seen.tick();
+    }
+}
+
+impl Inner {
+    /// Reads objects of a namespace.
+    fn reader(&self, namespace: &str) -> Reader {
+        Reader {
+            namespace: namespace.to_owned(),
+            project_of: self.seen.project_of(),
+        }
+    }
+
+    /// The names of a session whose objects are there.
+    fn session(&self, id: &SessionId, namespace: &str, entry: &Entry) -> Option<SessionRef> {
+        let project = (self.seen.project_of())(id).or_else(|| entry.project())?;
+        SessionRef::new(id, &project, namespace).ok()
+    }
+
+    /// Whether the token of this session could not be written when that was last tried, as a place
+    /// to note whether it can now. Gives what was noted before.
+    fn note_failing(&self, id: &SessionId, fails: bool) -> bool {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if fails {
+            !failing.insert(id.clone())
+        } else {
+            failing.remove(id)
+        }
+    }
+}
+
+impl Backend for KubernetesBackend {
+    fn lag(&self) -> Duration {
+        LAG
+    }
+
+    fn start<'a>(
+        &'a self,
+        run: &'a DesiredRun,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.inner.start(run, credentials))
+    }
+
+    fn stop<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.inner.stop(id))
+    }
+
+    fn remove<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.inner.remove(id))
+    }
+
+    fn run_state(&self, id: &SessionId) -> Option<RunState> {
+        self.inner.seen.run_state(id)
+    }
+
+    fn token_times(&self, id: &SessionId) -> Option<TokenTimes> {
+        self.inner.seen.token_times(id)
+    }
+
+    fn write_token<'a>(
+        &'a self,
+        id: &'a SessionId,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(self.inner.write_token(id, credentials))
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        self.inner.seen.sessions()
+    }
+}

@@ -1,0 +1,199 @@
+//! Watches the projects' namespaces, and the sessions' objects in each.
+//!
+//! In: the namespaces with our label, cluster-wide; in each of them pods, and the metadata of
+//! Secrets, `ServiceAccounts` and Services. Out: [`Seen`]. One task for each namespace, so that one
+//! that we may not read, or that does not answer, holds up no other.
+
+use std::{collections::HashMap, fmt::Debug, sync::Arc};
+
+use ambient_shared::exit;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{Namespace, Pod, Secret, Service, ServiceAccount},
+};
+use kube::{Api, core::PartialObjectMeta};
+use serde::de::DeserializeOwned;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::{
+    follow::{Follower, Happened},
+    names::{FIELD_MANAGER, MANAGED, MANAGED_BY},
+    refusal::is_not_found,
+    seen::{
+        Seen,
+        facts::{Kind, Reader, Sighting},
+    },
+};
+
+/// A task that watches all there is to see.
+pub(super) struct Watches {
+    pub(super) client: kube::Client,
+    pub(super) seen: Arc<Seen>,
+}
+
+/// A namespace that a watch told of.
+struct Place {
+    name: String,
+    deleting: bool,
+}
+
+impl Watches {
+    /// Watches until `shutdown`.
+    pub(super) async fn run(self, shutdown: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        let mut running: HashMap<String, AbortHandle> = HashMap::new();
+        let namespaces = self.namespaces();
+        tokio::pin!(namespaces);
+        let mut progress = self.seen.progress();
+        loop {
+            progress.mark_unchanged();
+            let wanted = self.seen.namespaces();
+            running.retain(|name, task| {
+                let is_wanted = wanted.contains(name);
+                if !is_wanted {
+                    task.abort();
+                    info!(namespace = %name, "namespace is not watched any more");
+                }
+                is_wanted && !task.is_finished()
+            });
+            for name in wanted {
+                running.entry(name).or_insert_with_key(|name| {
+                    info!(namespace = %name, "namespace is watched");
+                    tasks.spawn(watch(
+                        self.client.clone(),
+                        Arc::clone(&self.seen),
+                        name.clone(),
+                    ))
+                });
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = &mut namespaces => {}
+                _ = progress.changed() => {}
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        error!(%error, "a watch of a namespace panicked; it begins anew");
+                    }
+                }
+            }
+        }
+        tasks.shutdown().await;
+    }
+
+    /// Follows which namespaces there are.
+    async fn namespaces(&self) {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        let (doubts, mut doubted) = tokio::sync::watch::channel(Vec::new());
+        let follower = Follower {
+            api: api.clone(),
+            selector: format!("{MANAGED}=true"),
+            kind: "namespaces",
+            namespace: String::new(),
+        };
+        let following = follower.run(
+            |namespace: &PartialObjectMeta<Namespace>| Place {
+                name: namespace.metadata.name.clone().unwrap_or_default(),
+                deleting: namespace.metadata.deletion_timestamp.is_some(),
+            },
+            |happened| match happened {
+                Happened::Listed(all, _) => {
+                    let names: Vec<String> = all.into_iter().map(|it| it.name).collect();
+                    doubts.send_replace(self.seen.namespaces_listed(&names));
+                }
+                Happened::Applied(place) => self.seen.namespace_seen(&place.name),
+                Happened::Deleted(place) if place.deleting => self.seen.namespace_gone(&place.name),
+                // It has lost our label, but not our sessions.
+                Happened::Deleted(_) | Happened::Reached(_) | Happened::Failed => {}
+            },
+        );
+        // What a list did not have has lost its label, or is gone.
+        let confirming = async {
+            while doubted.changed().await.is_ok() {
+                let names = doubted.borrow_and_update().clone();
+                for name in names {
+                    match api.get(&name).await {
+                        Err(error) if is_not_found(&error) => self.seen.namespace_gone(&name),
+                        // The next list asks again.
+                        Err(error) => {
+                            let reason = exit::report(&error);
+                            debug!(namespace = %name, %reason, "cannot tell whether it is there");
+                        }
+                        Ok(_) => {}
+                    }
+                }
+            }
+        };
+        tokio::join!(following, confirming);
+    }
+}
+
+/// One namespace that is watched.
+struct Watched {
+    client: kube::Client,
+    seen: Arc<Seen>,
+    namespace: String,
+    reader: Reader,
+}
+
+/// Watches one namespace.
+async fn watch(client: kube::Client, seen: Arc<Seen>, namespace: String) {
+    let watched = Watched {
+        reader: Reader {
+            namespace: namespace.clone(),
+            project_of: seen.project_of(),
+        },
+        client,
+        seen,
+        namespace,
+    };
+    tokio::join!(
+        watched.follow::<PartialObjectMeta<Secret>>(Kind::Secret, |reader, it| {
+            reader.secret(&it.metadata)
+        }),
+        watched.follow::<PartialObjectMeta<ServiceAccount>>(Kind::Account, |reader, it| {
+            reader.account(&it.metadata)
+        }),
+        watched.follow::<PartialObjectMeta<Service>>(Kind::Service, |reader, it| {
+            reader.service(&it.metadata)
+        }),
+        watched.pods(),
+    );
+}
+
+impl Watched {
+    /// After the others: a run that is seen before its token looks like one without.
+    async fn pods(&self) {
+        let others = [Kind::Secret, Kind::Account, Kind::Service];
+        let mut progress = self.seen.progress();
+        let settled = progress.wait_for(|_| self.seen.are_settled(&self.namespace, &others));
+        drop(settled.await);
+        self.follow::<Pod>(Kind::Pod, Reader::pod).await;
+    }
+
+    async fn follow<K>(&self, kind: Kind, read: fn(&Reader, &K) -> Sighting)
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K: Send + 'static,
+        K::DynamicType: Default,
+    {
+        let (seen, namespace) = (&self.seen, &self.namespace);
+        let follower = Follower {
+            api: Api::<K>::namespaced(self.client.clone(), namespace),
+            selector: format!("{MANAGED_BY}={FIELD_MANAGER}"),
+            kind: kind.as_str(),
+            namespace: namespace.clone(),
+        };
+        let tell = |happened| match happened {
+            Happened::Listed(all, version) => seen.listed(namespace, kind, all, version),
+            Happened::Applied(sighting) => seen.applied(namespace, kind, sighting),
+            Happened::Deleted(sighting) => seen.deleted(namespace, kind, &sighting),
+            Happened::Reached(version) => seen.reached(namespace, kind, version),
+            Happened::Failed => seen.failed(namespace, kind),
+        };
+        follower
+            .run(|object| read(&self.reader, object), tell)
+            .await;
+    }
+}
