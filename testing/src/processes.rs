@@ -116,19 +116,26 @@ fn read(pid: u32) -> Option<Process> {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Read as _, process::Stdio};
+
     use super::*;
 
     #[test]
     fn a_child_is_found_by_its_environment_and_killed() {
         let mark = uuid::Uuid::new_v4().to_string();
-        let mut child = std::process::Command::new("sleep")
-            .arg("600")
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo up; read -r end"])
             .env("MARK", &mark)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // For an instant, a process that was just started has no environment yet.
+        let mut up = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
         let found = with(&mark);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!(found[0].program(), "sleep");
+        assert_eq!(found[0].program(), "sh");
         assert!(found[0].runs());
         assert!(found[0].memory("VmRSS").unwrap() > 0);
         kill_all(&mark);

@@ -182,3 +182,53 @@ fn processes_where(holds: impl Fn(&Path) -> bool) -> Vec<u32> {
 fn reads(file: &Path, part: &str) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.contains(part))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, process::Stdio};
+
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_found_and_what_is_gone_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().file_name().unwrap().display().to_string();
+        let traces = Traces {
+            name: name.clone(),
+            folder: folder.path().to_owned(),
+            namespaces: vec!["net:[1]".to_owned()],
+        };
+        let mut left = Command::new("sh")
+            .args(["-c", "echo up; read -r end"])
+            .env("OF", &name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // For an instant, a process that was just started has no environment yet.
+        let mut up = [0; 3];
+        left.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+
+        let found = of(&traces);
+        left.kill().unwrap();
+        left.wait().unwrap();
+        drop(folder);
+
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[0].starts_with(&format!("process {}", left.id())));
+        assert!(found[1].starts_with("folder "));
+        assert_eq!(of(&traces), [""; 0]);
+    }
+
+    #[test]
+    fn a_namespace_that_somebody_is_in_is_found() {
+        let own = fs::read_link("/proc/self/ns/net").unwrap();
+        let traces = Traces {
+            name: "ambient-0000000".to_owned(),
+            folder: "/nowhere".into(),
+            namespaces: vec![own.display().to_string()],
+        };
+        let found = of(&traces).join("\n");
+        assert!(found.contains(&format!("process {} in a", std::process::id())));
+    }
+}
