@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use ambient_control_plane::{
     local::{self, LocalError, shim},
+    rules::Rules,
     settings::{self, Action, LocalSettings, LogSettings},
 };
 use ambient_shared::{client, exit, harden, settings::NoSettings, telemetry};
@@ -18,6 +19,13 @@ fn main() -> ExitCode {
             println!("{hash}");
             Ok(0)
         }
+        Ok(Action::Rules(settings)) => match Rules::new(&settings).yaml() {
+            Ok(text) => {
+                print!("{text}");
+                Ok(0)
+            }
+            Err(error) => Err(error.into()),
+        },
         Ok(Action::Shim { folder, log }) => init(&log)
             .and_then(|()| shim::run(&folder).map_err(Into::into))
             .map(|()| 0),

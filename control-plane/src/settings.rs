@@ -13,6 +13,8 @@ use ambient_shared::{
 use secrecy::SecretString;
 use url::Url;
 
+use crate::rules::RuleSettings;
+
 mod local;
 mod raw;
 mod serve;
@@ -42,6 +44,8 @@ pub enum Action {
     Serve(Box<ServeSettings>),
     /// Try all that [`Action::Serve`] depends on.
     Check(Box<ServeSettings>),
+    /// Print the permissions that [`Action::Serve`] needs in a cluster.
+    Rules(RuleSettings),
 }
 
 /// What is logged, and how it looks.
@@ -109,6 +113,9 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoS
         Some(raw::Verb::Local(local)) => {
             let settings = local::check(*local, secrets, log, environment, &mut faults);
             Action::Local(Box::new(settings))
+        }
+        Some(raw::Verb::Rules) => {
+            Action::Rules(serve::rules(&parsed.serve, environment, &mut faults))
         }
         serve @ (None | Some(raw::Verb::Check)) => {
             let settings = serve::check(parsed.serve, secrets, log, environment, &mut faults);

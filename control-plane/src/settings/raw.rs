@@ -48,6 +48,11 @@ pub(super) enum Verb {
     ///
     /// Changes nothing. Settings are given as without this verb: before it, or by environment.
     Check,
+    /// Print the permissions that the control plane needs, for `kubectl apply --filename -`.
+    ///
+    /// They depend on its settings, which are given as without this verb: before it, or by
+    /// environment.
+    Rules,
     /// Print the hash under which logs show a session.
     Hash {
         /// The session's id.

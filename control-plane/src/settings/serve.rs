@@ -19,6 +19,7 @@ use crate::{
     },
     cluster::ClusterSettings,
     refresh::Interval,
+    rules::{CONTROL_PLANE, RuleSettings},
 };
 
 /// The control plane's settings.
@@ -77,11 +78,7 @@ pub(super) fn check(
     let flag = |faults: &mut Faults, name: &str, text: &str| {
         faults.check(name, parse_flag(text)).unwrap_or_default()
     };
-    let namespace = from
-        .cp_runtime_namespace
-        .clone()
-        .or_else(|| environment("NAMESPACE"))
-        .unwrap_or_else(|| "ambient-code".to_owned());
+    let namespace = own_namespace(&from, &environment);
     let token_listen = listen(faults, "CP_TOKEN_LISTEN_ADDR", &from.cp_token_listen_addr);
     let token_url = from.cp_token_url.clone().unwrap_or_else(|| {
         let port = token_listen.port();
@@ -164,6 +161,37 @@ pub(super) fn check(
         agent_command,
         log,
     })
+}
+
+/// What the permissions depend on.
+pub(super) fn rules(
+    from: &raw::Serve,
+    environment: impl Fn(&str) -> Option<String>,
+    faults: &mut Faults,
+) -> RuleSettings {
+    let namespace = own_namespace(from, &environment);
+    let pull_secret = from.image_pull_secret.clone().map(|name| SecretRef {
+        namespace: namespace.clone(),
+        name,
+    });
+    let use_vertex = faults.check("USE_VERTEX", parse_flag(&from.use_vertex));
+    let vertex = use_vertex
+        .unwrap_or_default()
+        .then(|| vertex(from, &namespace).secret);
+    RuleSettings {
+        service_account: CONTROL_PLANE.to_owned(),
+        platform: platform(from, faults),
+        pull_namespace: from.runner_image_namespace.clone(),
+        copied: pull_secret.into_iter().chain(vertex.flatten()).collect(),
+        namespace,
+    }
+}
+
+fn own_namespace(from: &raw::Serve, environment: &impl Fn(&str) -> Option<String>) -> String {
+    from.cp_runtime_namespace
+        .clone()
+        .or_else(|| environment("NAMESPACE"))
+        .unwrap_or_else(|| "ambient-code".to_owned())
 }
 
 /// Our own credential, and the source of sessions' tokens. Client credentials win over a fixed
