@@ -43,7 +43,7 @@ use crate::{
         KeypairStore as _, Keys,
         files::{FOLDER, FileKeypairStore, JWKS},
     },
-    reconcile::desired::DesiredSettings,
+    reconcile::desired::{DesiredSettings, Place},
     refresh::RefreshSettings,
     settings::{IssuerSettings, LocalSettings, Mode},
 };
@@ -365,5 +365,6 @@ fn desired(
         runner_log_level: settings.runner_log_level.clone(),
         // The backend passes on what sessions get from our environment.
         passed_on: std::collections::BTreeMap::new(),
+        place: Place::Processes,
     })
 }

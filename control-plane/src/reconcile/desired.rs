@@ -9,19 +9,27 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use serde_json::{Value, json};
 
 use crate::{
-    backend::{Agent, DesiredRun, ResourceOverrides},
+    backend::{DesiredRun, ResourceOverrides},
     sessions::Session,
 };
 
 mod annotations;
+mod place;
+pub(crate) mod quantity;
 mod requested;
+mod resources;
 
-use annotations::{agent_io, annotations, command};
+use annotations::{agent, agent_io, annotations};
+pub use place::{Place, PodLimits};
 use requested::requested;
 
 /// Most bytes of one variable. Linux takes 128 KiB with the name (`MAX_ARG_STRLEN`), and what it
 /// does not take fails every start.
 const MAX_VALUE: usize = 127 * 1024;
+
+/// Most bytes of all variables. Linux takes 2 MiB with the arguments at the usual stack limit, and
+/// Kubernetes an object of 1.5 MiB, in which some characters take more room than one.
+const MAX_ENVIRONMENT: usize = 512 * 1024;
 
 /// How the runner talks with the agent (contract section 3, I/O modes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +67,8 @@ pub struct DesiredSettings {
     pub runner_log_level: Option<String>,
     /// More variables for all sessions, such as `HTTP_PROXY` and those of existing runner images.
     pub passed_on: BTreeMap<String, String>,
+    /// Where sessions run, and what they may ask for there.
+    pub place: Place,
 }
 
 /// A text that names no I/O mode.
@@ -122,7 +132,11 @@ pub fn desired_run(
     settings: &DesiredSettings,
 ) -> Result<DesiredRun, CannotRun> {
     let annotations = annotations(session)?;
-    let command = command(&annotations, settings)?;
+    let agent = agent(&annotations, settings)?;
+    let resources = match &settings.place {
+        Place::Processes => ResourceOverrides::default(),
+        Place::Pods(limits) => resources::overrides(session, limits)?,
+    };
     let mut environment = settings.passed_on.clone();
     environment.extend(common(session, settings));
     environment.extend(agent_io(&annotations, settings)?);
@@ -131,32 +145,42 @@ pub fn desired_run(
         // Never in place of ours.
         environment.entry(name).or_insert(value);
     }
-    if let Some((name, _)) = environment.iter().find(|(_, value)| value.contains('\0')) {
-        let message = format!("{name} would have a NUL character, which no variable can hold");
-        return Err(CannotRun::new("EnvironmentMalformed", message));
-    }
-    if let Some((name, value)) = environment
-        .iter()
-        .find(|(_, value)| value.len() > MAX_VALUE)
-    {
-        let message = format!(
-            "{name} would have {} bytes; at most {MAX_VALUE} fit",
-            value.len()
-        );
-        return Err(CannotRun::new("EnvironmentTooLarge", message));
-    }
+    check_environment(&environment)?;
     Ok(DesiredRun {
         id: session.id.clone(),
         generation: session.generation,
         name: session.object.name.clone(),
         project: session.object.project_id.clone().unwrap_or_default(),
-        agent: Agent::Command {
-            command,
-            image: None,
-        },
+        agent,
         environment,
-        resources: ResourceOverrides::default(),
+        resources,
     })
+}
+
+/// Whether a program can be started with it.
+fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), CannotRun> {
+    if let Some((name, _)) = environment.iter().find(|(_, value)| value.contains('\0')) {
+        let message = format!("{name} would have a NUL character, which no variable can hold");
+        return Err(CannotRun::new("EnvironmentMalformed", message));
+    }
+    let too_large = |message: String| Err(CannotRun::new("EnvironmentTooLarge", message));
+    let mut all = 0;
+    for (name, value) in environment {
+        // `NAME=value` and its end.
+        all += name.len() + value.len() + 2;
+        if value.len() > MAX_VALUE {
+            return too_large(format!(
+                "{name} would have {} bytes; at most {MAX_VALUE} fit",
+                value.len()
+            ));
+        }
+    }
+    if all > MAX_ENVIRONMENT {
+        return too_large(format!(
+            "the session's environment would have {all} bytes; at most {MAX_ENVIRONMENT} fit"
+        ));
+    }
+    Ok(())
 }
 
 /// Who the session is and whom it talks to.

@@ -14,8 +14,12 @@ use super::{
     values::{parse_command, parse_interval, parse_listen_anywhere, parse_ttl},
 };
 use crate::{
-    backend::kubernetes::settings::{
-        Companions, Images, KubernetesSettings, ModelAccess, Platform, Provider, SecretRef, Vertex,
+    backend::kubernetes::{
+        objects::check_overlay,
+        settings::{
+            Companions, Images, KubernetesSettings, ModelAccess, Platform, PodSettings, PodUser,
+            Provider, SecretRef, Vertex,
+        },
     },
     cluster::ClusterSettings,
     refresh::Interval,
@@ -135,6 +139,7 @@ pub(super) fn check(
             anthropic_api_key: secrets.anthropic_api_key,
         },
         companions: companions(&from),
+        pods: pods(&from, faults),
         namespace,
     };
     let token_url = url(faults, "CP_TOKEN_URL", &token_url);
@@ -330,6 +335,26 @@ fn companions(from: &raw::Serve) -> Companions {
     }
 }
 
+fn pods(from: &raw::Serve, faults: &mut Faults) -> PodSettings {
+    let user = match from.ambient_pod_user.as_deref() {
+        // A tenant operator's platform gives each namespace users of its own.
+        None if from.platform_mode == "mpp" => PodUser::Platform,
+        None | Some("ours") => PodUser::Ours,
+        Some("platform") => PodUser::Platform,
+        Some(other) => {
+            faults.add(
+                "AMBIENT_POD_USER",
+                format!("{other:?} is neither ours nor platform"),
+            );
+            PodUser::Ours
+        }
+    };
+    PodSettings {
+        user,
+        service_ca: from.ambient_service_ca.clone(),
+    }
+}
+
 fn listen(faults: &mut Faults, name: &str, text: &str) -> SocketAddr {
     faults
         .check(name, parse_listen_anywhere(text))
@@ -349,9 +374,10 @@ fn read_template(path: &Path) -> Result<Box<PodTemplateSpec>, String> {
         return Err(format!("{place} is larger than {MAX_TEMPLATE} bytes"));
     }
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {place}: {error}"))?;
-    serde_saphyr::from_str(&text)
-        .map(Box::new)
-        .map_err(|error| format!("{place} is no pod template: {error}"))
+    let template = serde_saphyr::from_str(&text)
+        .map_err(|error| format!("{place} is no pod template: {error}"))?;
+    check_overlay(&template).map_err(|error| format!("{place}: {error}"))?;
+    Ok(Box::new(template))
 }
 
 /// The proxies of this process, for sessions.

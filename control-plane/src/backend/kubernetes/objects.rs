@@ -17,9 +17,20 @@ use k8s_openapi::{
 use super::names::{SESSION_ID, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT};
 use crate::backend::Credentials;
 
+mod command;
+mod companions;
+mod container;
+mod image;
+mod overlay;
 mod pod;
+mod resources;
+mod volumes;
 
+pub(crate) use overlay::check as check_overlay;
 pub(crate) use pod::pod;
+
+/// The agent's container.
+pub(crate) const AGENT: &str = "ambient-code-runner";
 
 /// Data key of the token; mounted as [`BOT_TOKEN`].
 const API_TOKEN: &str = "api-token";

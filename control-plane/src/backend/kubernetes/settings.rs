@@ -25,6 +25,28 @@ pub struct KubernetesSettings {
     pub model_access: ModelAccess,
     /// Containers beside existing runner images.
     pub companions: Companions,
+    /// What the platform wants of session pods.
+    pub pods: PodSettings,
+}
+
+/// What the platform wants of session pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodSettings {
+    /// Whom they run as.
+    pub user: PodUser,
+    /// ConfigMap in each project's namespace with the platform's own certificates, in the file
+    /// `service-ca.crt`; on OpenShift `openshift-service-ca.crt`.
+    pub service_ca: Option<String>,
+}
+
+/// User, group and volume group of session pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PodUser {
+    /// 65532, as in the images of our own programs.
+    #[default]
+    Ours,
+    /// What the platform gives each namespace, as OpenShift does: any other is refused there.
+    Platform,
 }
 
 /// Who makes the projects' namespaces (`PLATFORM_MODE`).

@@ -4,8 +4,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::{Map, Value};
 
-use super::{AgentIo, CannotRun, DesiredSettings, owned};
-use crate::sessions::Session;
+use super::{AgentIo, CannotRun, DesiredSettings, PodLimits, owned, place::Place};
+use crate::{backend::Agent, sessions::Session};
 
 /// The agent's command, a JSON array of strings.
 const AGENT_COMMAND: &str = "ambient-code.io/agent-command";
@@ -15,6 +15,13 @@ const AGENT_IO: &str = "ambient-code.io/agent-io";
 const AGENT_TURNS: &str = "ambient-code.io/agent-turns";
 /// The image of the agent's container.
 const AGENT_IMAGE: &str = "ambient-code.io/agent-image";
+
+/// Longest name of an image. Registries take 255 characters before the tag or digest.
+const MAX_IMAGE: usize = 512;
+
+/// Most bytes of a command: one argument can be this long (`MAX_ARG_STRLEN`), and nobody needs more
+/// in all.
+const MAX_COMMAND: usize = 127 * 1024;
 
 /// The session's annotations, parsed.
 pub(super) fn annotations(session: &Session) -> Result<Map<String, Value>, CannotRun> {
@@ -52,15 +59,13 @@ fn malformed(name: &'static str, wanted: &str) -> CannotRun {
     )
 }
 
-/// The agent's command.
-pub(super) fn command(
+/// What is started.
+pub(super) fn agent(
     annotations: &Map<String, Value>,
     settings: &DesiredSettings,
-) -> Result<Vec<String>, CannotRun> {
-    if annotation(annotations, AGENT_IMAGE)?.is_some() {
-        let message = format!("{AGENT_IMAGE} asks for an image, but sessions are processes here");
-        return Err(CannotRun::new("AgentImageUnsupported", message));
-    }
+) -> Result<Agent, CannotRun> {
+    let image = annotation(annotations, AGENT_IMAGE)?;
+    let image = image.map(|image| allowed(&image, settings)).transpose()?;
     let command = match annotation(annotations, AGENT_COMMAND)? {
         Some(text) => serde_json::from_str(&text)
             .map_err(|_| malformed(AGENT_COMMAND, "a JSON array of strings"))?,
@@ -68,16 +73,58 @@ pub(super) fn command(
     };
     let wanted = "the agent's command: at least one string, the first not empty";
     match command.first() {
-        None if annotations.contains_key(AGENT_COMMAND) => Err(malformed(AGENT_COMMAND, wanted)),
-        None => Err(CannotRun::new(
-            "AgentCommandMissing",
-            format!("neither the annotation {AGENT_COMMAND} nor AGENT_COMMAND names a command"),
-        )),
+        None if annotation(annotations, AGENT_COMMAND)?.is_some() => {
+            Err(malformed(AGENT_COMMAND, wanted))
+        }
+        None => without_command(image, settings),
         Some(program) if program.is_empty() => Err(malformed(AGENT_COMMAND, wanted)),
         Some(_) if command.iter().any(|part| part.contains('\0')) => {
             Err(malformed(AGENT_COMMAND, "free of NUL characters"))
         }
-        Some(_) => Ok(command),
+        Some(_) if command.iter().map(String::len).sum::<usize>() > MAX_COMMAND => {
+            let wanted = "a command that fits: it has more than 127 KiB";
+            Err(malformed(AGENT_COMMAND, wanted))
+        }
+        Some(_) => Ok(Agent::Command { command, image }),
+    }
+}
+
+/// An image that the session may name.
+fn allowed(image: &str, settings: &DesiredSettings) -> Result<String, CannotRun> {
+    let Place::Pods(limits) = &settings.place else {
+        let message = format!("{AGENT_IMAGE} asks for an image, but sessions are processes here");
+        return Err(CannotRun::new("AgentImageUnsupported", message));
+    };
+    let is_printable = |it: char| it.is_ascii_graphic();
+    if image.len() > MAX_IMAGE || !image.chars().all(is_printable) {
+        return Err(malformed(AGENT_IMAGE, "the name of an image"));
+    }
+    if !limits.allows(image) {
+        let message = format!(
+            "{AGENT_IMAGE} asks for {image}, which is not among the images that the operator allows \
+             (AGENT_IMAGE_ALLOW)"
+        );
+        return Err(CannotRun::new("AgentImageNotAllowed", message));
+    }
+    Ok(image.to_owned())
+}
+
+/// What is started where nobody names a command.
+fn without_command(image: Option<String>, settings: &DesiredSettings) -> Result<Agent, CannotRun> {
+    let missing = |message: String| Err(CannotRun::new("AgentCommandMissing", message));
+    let none = format!("neither the annotation {AGENT_COMMAND} nor AGENT_COMMAND names a command");
+    if image.is_some() {
+        return missing(format!(
+            "{none}, which an image needs: its own cannot be seen"
+        ));
+    }
+    match &settings.place {
+        Place::Pods(PodLimits {
+            default_image: Some(_),
+            ..
+        }) => Ok(Agent::RunnerImage),
+        Place::Pods(_) => missing(format!("{none}, and no RUNNER_IMAGE is set")),
+        Place::Processes => missing(none),
     }
 }
 

@@ -14,6 +14,10 @@ const OWN_TO_SET: [&str; 3] = [
     "AMBIENT_HOLD_BACK",
 ];
 
+/// Most variables that a session may set, and the longest name of one: far more than anybody writes.
+const MAX_VARIABLES: usize = 500;
+const MAX_NAME: usize = 256;
+
 /// What the session itself wants in its environment, without what it may not set.
 pub(super) fn requested(session: &Session) -> Result<BTreeMap<String, String>, CannotRun> {
     #[derive(Deserialize)]
@@ -33,11 +37,23 @@ pub(super) fn requested(session: &Session) -> Result<BTreeMap<String, String>, C
     let parsed: Option<BTreeMap<String, Scalar>> = serde_json::from_str(text).map_err(|_| {
         malformed("the session's `environment_variables` is no JSON object of strings".to_owned())
     })?;
+    let parsed = parsed.unwrap_or_default();
+    if parsed.len() > MAX_VARIABLES {
+        return Err(CannotRun::new(
+            "EnvironmentTooLarge",
+            format!(
+                "the session's `environment_variables` has {} variables; at most {MAX_VARIABLES} are \
+                 possible",
+                parsed.len()
+            ),
+        ));
+    }
     let mut variables = BTreeMap::new();
-    for (name, value) in parsed.unwrap_or_default() {
+    for (name, value) in parsed {
         if !is_name(&name) {
+            let shown: String = name.chars().take(40).collect();
             return Err(malformed(format!(
-                "{name:?} in `environment_variables` is no name of a variable"
+                "{shown:?} in `environment_variables` is no name of a variable"
             )));
         }
         let value = match value {
@@ -56,7 +72,8 @@ pub(super) fn requested(session: &Session) -> Result<BTreeMap<String, String>, C
 fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     let first = bytes.next();
-    first.is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+    name.len() <= MAX_NAME
+        && first.is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
@@ -67,6 +84,7 @@ fn is_reserved(name: &str) -> bool {
     ours || is_machine_owned(name)
         || matches!(
             name,
-            "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME"
+            // The credentials that it may use are found by their ids.
+            "BOT_TOKEN" | "SESSION_ID" | "BACKEND_API_URL" | "IS_RESUME" | "CREDENTIAL_IDS"
         )
 }

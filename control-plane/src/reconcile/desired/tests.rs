@@ -1,6 +1,7 @@
 use ambient_shared::proto;
 
 use super::*;
+use crate::backend::Agent;
 
 fn settings() -> DesiredSettings {
     DesiredSettings {
@@ -15,6 +16,7 @@ fn settings() -> DesiredSettings {
         default_agent_io: None,
         runner_log_level: Some("info".to_owned()),
         passed_on: BTreeMap::from([("HTTP_PROXY".to_owned(), "http://proxy:3128".to_owned())]),
+        place: Place::Processes,
     }
 }
 

@@ -93,6 +93,14 @@ pub(in crate::settings) struct Serve {
     /// strategic merge: node selector, tolerations, resources, more volumes.
     #[arg(long, env = "AMBIENT_POD_TEMPLATE", value_name = "FILE")]
     pub(in crate::settings) ambient_pod_template: Option<PathBuf>,
+    /// Whom session pods run as: ours (user 65532) or platform (what the platform gives each
+    /// namespace, as OpenShift does) [default: ours; with a tenant operator platform].
+    #[arg(long, env = "AMBIENT_POD_USER", value_name = "WHO")]
+    pub(in crate::settings) ambient_pod_user: Option<String>,
+    /// `ConfigMap` in each project's namespace with the platform's certificates in the file
+    /// `service-ca.crt`, for session pods.
+    #[arg(long, env = "AMBIENT_SERVICE_CA", value_name = "NAME")]
+    pub(in crate::settings) ambient_service_ca: Option<String>,
     /// The agent of sessions that name none, as a JSON array.
     #[arg(long, env = "AGENT_COMMAND", value_name = "JSON")]
     pub(in crate::settings) agent_command: Option<String>,

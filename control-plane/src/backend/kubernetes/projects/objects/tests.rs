@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{super::access::Role, *};
 use crate::backend::kubernetes::settings::{
-    Companions, Images, KubernetesSettings, ModelAccess, Platform,
+    Companions, Images, KubernetesSettings, ModelAccess, Platform, PodSettings,
 };
 
 /// Settings of an installation with nothing special.
@@ -19,6 +19,7 @@ pub(in super::super) fn settings() -> KubernetesSettings {
         grpc_upstream: "http://api:8001".to_owned(),
         model_access: ModelAccess::default(),
         companions: Companions::default(),
+        pods: PodSettings::default(),
     }
 }
 
