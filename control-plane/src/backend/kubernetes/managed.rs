@@ -46,17 +46,14 @@ fn is_owned(sets: &[&Value], field: &str, applied: &Value) -> bool {
 }
 
 fn is_owned_within(sets: &[&Value], applied: &Value) -> bool {
-    // A field that is owned as a whole has nothing in it.
-    if sets
-        .iter()
-        .any(|set| set.as_object().is_some_and(serde_json::Map::is_empty))
-    {
-        return true;
-    }
+    // A map that is owned as a whole, such as a selector, has nothing in it.
+    let is_whole = |set: &&Value| set.as_object().is_some_and(serde_json::Map::is_empty);
     match applied {
+        Value::Object(_) if sets.iter().any(is_whole) => true,
         Value::Object(parts) => parts
             .iter()
             .all(|(name, part)| is_owned(sets, &format!("f:{name}"), part)),
+        // All lists that we apply have keys, so that each element has an owner.
         Value::Array(elements) => elements.iter().all(|element| {
             let of_element: Vec<&Value> = sets
                 .iter()
