@@ -7,12 +7,17 @@
     reason = "a failure in a test is a panic that shows the scene"
 )]
 
+mod check;
 mod endpoint;
 mod feed;
 mod issuers;
+mod keys;
 mod local;
+mod permissions;
 mod process;
+mod projects;
 mod real_api;
 mod reconcile;
 mod refresh;
+mod rules;
 mod scene;

@@ -12,19 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Call, Changes, FakeIssuer, Plan, Recording, controller, id, until};
 
-const SERVICE: &str = "service-token";
+pub const SERVICE: &str = "service-token";
 const OPERATOR: &str = "operator-token";
 
 /// An API server with its database in a file.
-struct RealApi {
-    rest: SocketAddr,
-    grpc: SocketAddr,
+pub struct RealApi {
+    pub rest: SocketAddr,
+    pub grpc: SocketAddr,
     shutdown: CancellationToken,
     running: JoinSet<()>,
 }
 
 impl RealApi {
-    async fn start(database: &Path, rest: SocketAddr, grpc: SocketAddr) -> Self {
+    pub async fn start(database: &Path, rest: SocketAddr, grpc: SocketAddr) -> Self {
         let settings = Settings {
             rest_listen: rest,
             grpc_listen: grpc,
@@ -47,12 +47,12 @@ impl RealApi {
         }
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.shutdown.cancel();
         timeout(DEADLINE, self.running.join_next()).await.unwrap();
     }
 
-    async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
+    pub async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
         let url = format!("http://{}/api/ambient/v1{path}", self.rest);
         let mut request = reqwest::Client::new()
             .request(method, url)

@@ -9,14 +9,6 @@
 //! whoever rules the cluster has labelled it `ambient-code.io/managed=true` (as existing control
 //! planes have): whoever may create a project must not lay hands on any namespace by its name. It
 //! is ours to delete only when we made it.
-//!
-//! Rights that this needs: namespaces (get, create, patch, delete; list and watch for the
-//! controller of projects) and rolebindings (get, list, create, patch, delete) in the whole
-//! cluster, with `bind` on `ambient-session-manager`, `ambient-project-{admin,edit,view}` and
-//! `system:image-puller`; through `ambient-session-manager` in each project's namespace
-//! networkpolicies and secrets (create, patch, delete; list of secrets, metadata only) and list of
-//! serviceaccounts; get of the Secrets that are copied; in mode mpp tenantnamespaces (get, create,
-//! delete) in the config namespace.
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
@@ -49,7 +41,7 @@ use super::{
     refusal::{backend_error, is_not_found},
     settings::{KubernetesSettings, SecretRef},
 };
-use crate::{backend::BackendError, cluster::Clients};
+use crate::{backend::BackendError, cluster::Clients, rules::SESSION_MANAGER};
 
 pub(crate) mod access;
 mod claim;
@@ -328,8 +320,7 @@ impl Projects {
                     reason: "Forbidden",
                     message: format!(
                         "the control plane may not create Secrets in namespace {namespace}; is \
-                         there a ClusterRole {} that allows it?",
-                        objects::SESSION_MANAGER
+                         there a ClusterRole {SESSION_MANAGER} that allows it?"
                     ),
                 });
             }

@@ -25,7 +25,7 @@ use crate::backend::{
     BackendError,
     kubernetes::{
         names::{FIELD_MANAGER, MANAGED_BY},
-        refusal::{backend_error, is_conflict, is_not_found},
+        refusal::{backend_error, is_already_there, is_not_found},
     },
 };
 
@@ -191,7 +191,7 @@ impl Projects {
                     };
                     match api.create(&parameters, &wanted).await {
                         Ok(_) => info!(project, binding = name, "access given to a group"),
-                        Err(error) if is_conflict(&error) => taken.push(name),
+                        Err(error) if is_already_there(&error) => taken.push(name),
                         Err(error) => return Err(backend_error("give a group access", error)),
                     }
                 }

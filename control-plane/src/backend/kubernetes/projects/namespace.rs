@@ -19,7 +19,7 @@ use crate::backend::{
     BackendError,
     kubernetes::{
         names::FIELD_MANAGER,
-        refusal::{backend_error, is_conflict, is_not_found},
+        refusal::{backend_error, is_already_there, is_not_found},
         settings::Platform,
     },
 };
@@ -77,7 +77,7 @@ impl Projects {
                 info!(project, namespace = name, "namespace created");
                 Ok(Some(created))
             }
-            Err(error) if is_conflict(&error) => Ok(None),
+            Err(error) if is_already_there(&error) => Ok(None),
             Err(error) => Err(backend_error("create a project's namespace", error)),
         }
     }
@@ -97,7 +97,7 @@ impl Projects {
             }
             // A tenant may not be allowed to change its namespaces; sessions run without labels.
             Err(BackendError::Refused {
-                reason: "Forbidden",
+                reason: "Forbidden" | "AdmissionDenied",
                 message,
             }) if self.is_tenant() => {
                 debug!(project, namespace = name, %message, "namespace not labelled");
@@ -116,7 +116,7 @@ impl Projects {
         let patch = json!({"metadata": {"uid": found.uid(), "annotations": annotations}});
         match self.patch(&found.name_any(), &patch).await {
             Err(BackendError::Refused {
-                reason: "Forbidden",
+                reason: "Forbidden" | "AdmissionDenied",
                 ..
             }) if self.is_tenant() => Ok(()),
             patched => patched.map(|_| ()),
@@ -164,7 +164,7 @@ impl Projects {
                     info!(project, tenant_namespace = tenant, "namespace asked for");
                     found = Some(created);
                 }
-                Err(error) if is_conflict(&error) => {}
+                Err(error) if is_already_there(&error) => {}
                 Err(error) => return Err(failed(error)),
             }
         }

@@ -22,8 +22,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::access::Grant;
-use crate::backend::kubernetes::names::{
-    CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, PROJECT_ID, managed,
+use crate::{
+    backend::kubernetes::names::{
+        CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, PROJECT_ID, managed,
+    },
+    rules::{IMAGE_PULLER, SESSION_MANAGER},
 };
 
 /// Annotation of a namespace whose project the API server has had: it goes, or is let go, with the
@@ -34,16 +37,12 @@ const COPIED_FROM: &str = "ambient-code.io/copied-from";
 
 /// Our own binding in each project's namespace.
 pub(crate) const OWN_BINDING: &str = "ambient-control-plane";
-/// What it binds us to: all that we may do with sessions' objects.
-pub(crate) const SESSION_MANAGER: &str = "ambient-session-manager";
 /// The policy of who may call session pods.
 pub(crate) const POLICY: &str = "allow-ambient-api-server";
 /// Secret with the keys to models that existing runner images take from their environment.
 pub(crate) const MODEL_ACCESS: &str = "ambient-model-access";
 /// Its data key, and the variable's name.
 pub(crate) const ANTHROPIC_API_KEY: &str = "ANTHROPIC_API_KEY";
-/// Role of OpenShift that lets pods pull the images of a namespace.
-pub(crate) const IMAGE_PULLER: &str = "system:image-puller";
 
 /// Port of session pods that is called from outside (contract section 3, `agui`).
 const AGUI_PORT: i32 = 8001;
