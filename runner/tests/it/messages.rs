@@ -6,7 +6,7 @@ use ambient_shared::{
     api::Api,
     client::{GrpcAddress, grpc_channel, install_crypto_provider},
     proto::{
-        CreateSessionRequest, PushSessionMessageRequest, SessionMessage,
+        CreateSessionRequest, GetSessionRequest, PushSessionMessageRequest, SessionMessage,
         UpdateSessionStatusRequest, WatchSessionMessagesRequest,
     },
     resolve::Resolver,
@@ -20,7 +20,11 @@ use ambient_testing::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tonic::Code;
 
 use crate::scene::{Agent as _, Scene, eventually, namespaces};
 
@@ -132,6 +136,19 @@ impl ApiServer {
         self.server = server;
         self.relay.set_server(address);
         self.relay.reset();
+        // The test's own connection may not know yet that it is gone.
+        let reached = async {
+            let id = self.session.clone();
+            let mut client = self.people.sessions();
+            while let Err(error) = client
+                .get_session(GetSessionRequest { id: id.clone() })
+                .await
+            {
+                assert_eq!(error.code(), Code::Unavailable, "{error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(DEADLINE, reached).await.expect("reached in time");
     }
 
     /// A runner of the session, with a token for ever.
@@ -209,6 +226,16 @@ impl ApiServer {
         let what = format!("{number} {event_type} messages");
         let messages = self.until(&what, |m| of_type(m).len() >= number).await;
         of_type(&messages)
+    }
+
+    /// Waits for that many records of deliveries. A runner that is killed before it kept one
+    /// delivers the message again.
+    async fn records(&self, number: usize) {
+        let is_record = |m: &&SessionMessage| m.payload.contains("ambient.delivered");
+        self.until(&format!("{number} records"), |m| {
+            m.iter().filter(is_record).count() == number
+        })
+        .await;
     }
 
     /// Everything of a session in which nothing happens any more.
@@ -298,8 +325,10 @@ async fn what_is_said_while_the_server_is_away_arrives_later() {
 async fn a_token_that_expires_in_the_middle_of_the_stream_is_renewed() {
     let idp = Idp::start().await;
     let api = ApiServer::with_jwks(Some(idp.jwks_url())).await;
-    let life = Duration::from_secs(4);
+    // Time for the first answer, also on a slow machine.
+    let life = Duration::from_secs(15);
     idp.set_life(life);
+    let minted = Instant::now();
     api.scene.mount(&idp.token_of("runner"));
     let mut runner = api
         .runner_without_token("lines")
@@ -315,7 +344,7 @@ async fn a_token_that_expires_in_the_middle_of_the_stream_is_renewed() {
     })
     .await;
     // Expired, and nobody has another: pushes and the stream are rejected.
-    tokio::time::sleep(life + Duration::from_secs(1)).await;
+    tokio::time::sleep_until(minted + life + Duration::from_secs(1)).await;
     api.say("two").await;
     idp.set_life(Duration::from_secs(600));
     api.scene.mount(&idp.token_of("runner"));
@@ -353,6 +382,7 @@ async fn the_prompt_is_handed_over_exactly_once() {
     assert_eq!(said, ["you said preamble  do it"]);
     api.say("next").await;
     assert_eq!(api.payloads("assistant", 2).await[1], "you said next");
+    api.records(2).await;
     runner.kill().await;
     // Neither after the runner was killed, nor after a restart of the session.
     for resume in ["false", "true"] {
@@ -362,6 +392,7 @@ async fn the_prompt_is_handed_over_exactly_once() {
         let wanted = if resume == "false" { 3 } else { 4 };
         let said = api.payloads("assistant", wanted).await;
         assert_eq!(said[wanted - 1], format!("you said {text}"));
+        api.records(wanted).await;
         runner.kill().await;
     }
 
@@ -384,13 +415,7 @@ async fn a_runner_that_was_killed_delivers_only_what_was_not() {
     api.say("one").await;
     api.say("two").await;
     api.payloads("assistant", 2).await;
-    api.until("two records", |m| {
-        m.iter()
-            .filter(|m| m.payload.contains("ambient.delivered"))
-            .count()
-            == 2
-    })
-    .await;
+    api.records(2).await;
     runner.kill().await;
     api.say("three").await;
     let mut runner = api.runner("lines").agent(ECHO).start();
@@ -480,10 +505,7 @@ async fn a_server_that_is_away_slows_the_agent_instead_of_filling_memory() {
     );
     let mut runner = api.runner("lines").agent(&agent).start();
     api.say("go").await;
-    api.until("the record", |m| {
-        m.iter().any(|m| m.payload.contains("ambient.delivered"))
-    })
-    .await;
+    api.records(1).await;
     api.die().await;
     let lines = || {
         let text = std::fs::read_to_string(&progress).ok()?;

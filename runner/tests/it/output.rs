@@ -120,12 +120,17 @@ async fn no_secret_is_in_the_agents_environment_or_arguments_nor_in_any_log() {
         .env("LOG_LEVEL", "trace")
         .env("HELD", "held-back-value")
         .env("AMBIENT_HOLD_BACK", "HELD, OTHER")
-        .env("AMBIENT_ON_REFRESH", "signal:USR1")
-        .agent("trap 'echo told' USR1; echo agent $$; while :; do sleep 600 & wait $!; done")
+        .agent("echo agent $$; exec sleep 600")
         .start();
     let agent = runner.output_line("agent ").await;
     let agent = agent.trim_start_matches("agent ");
-    runner.output_line("told").await;
+    let mut so_far = 0;
+    for _ in 0..2 {
+        let handed = runner.log_line_after(so_far, "a token for the agent", |line| {
+            line["message"] == "token handed to agent"
+        });
+        so_far = handed.await.0;
+    }
     let token = fs::read_to_string(scene.token_file()).unwrap();
 
     let of_agent = |file: &str| {
