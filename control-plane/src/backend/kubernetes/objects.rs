@@ -148,3 +148,6 @@ pub(crate) fn service(session: &SessionRef, owner_uid: &str) -> Service {
         ..Service::default()
     }
 }
+
+#[cfg(test)]
+mod tests;
