@@ -10,11 +10,7 @@ use ambient_shared::{client::GrpcAddress, clock::Clock, exit};
 use tokio::time::timeout;
 use url::Url;
 
-use crate::{
-    cluster::ClusterSettings,
-    rules::RuleSettings,
-    settings::{IssuerSettings, ServeSettings},
-};
+use crate::{cluster::ClusterSettings, rules::RuleSettings, settings::IssuerSettings};
 
 mod api;
 mod kubernetes;
@@ -35,22 +31,6 @@ pub struct CheckSettings {
     pub cluster: ClusterSettings,
     /// The rights that are needed there.
     pub rules: RuleSettings,
-}
-
-impl From<&ServeSettings> for CheckSettings {
-    fn from(from: &ServeSettings) -> Self {
-        Self {
-            api_url: from.api_url.clone(),
-            grpc: GrpcAddress {
-                address: from.grpc_address.clone(),
-                tls: from.grpc_tls,
-                ca: None,
-            },
-            own: from.own.clone(),
-            cluster: from.cluster.clone(),
-            rules: RuleSettings::from(&from.kubernetes),
-        }
-    }
 }
 
 /// What was found, as a table for people.
