@@ -4,11 +4,19 @@
 use std::process::ExitCode;
 
 use ambient_control_plane::{
+    check::{CheckSettings, check as check_all},
     local::{self, LocalError, shim},
     rules::Rules,
-    settings::{self, Action, LocalSettings, LogSettings},
+    serve::{self, ServeError},
+    settings::{self, Action, LogSettings, ServeSettings},
 };
-use ambient_shared::{client, exit, harden, settings::NoSettings, telemetry};
+use ambient_shared::{
+    client,
+    clock::Clock,
+    exit, harden,
+    settings::NoSettings,
+    telemetry::{self, MetricsPage},
+};
 use anyhow::Context as _;
 
 const PROGRAM: &str = "ambient-control-plane";
@@ -29,8 +37,12 @@ fn main() -> ExitCode {
         Ok(Action::Shim { folder, log }) => init(&log)
             .and_then(|()| shim::run(&folder).map_err(Into::into))
             .map(|()| 0),
-        Ok(Action::Serve(_) | Action::Check(_)) => Err(anyhow::anyhow!("not yet")),
-        Ok(Action::Local(settings)) => init(&settings.log).and_then(|()| local(*settings)),
+        Ok(Action::Serve(settings)) => init(&settings.log)
+            .and_then(|()| run(|metrics| serve::run(*settings, metrics)).map(|()| 0)),
+        Ok(Action::Check(settings)) => init(&settings.log).and_then(|()| check(&settings)),
+        Ok(Action::Local(settings)) => {
+            init(&settings.log).and_then(|()| run(|metrics| local::run(*settings, metrics)))
+        }
         Err(NoSettings::Asked(text)) => {
             print!("{text}");
             Ok(0)
@@ -44,9 +56,9 @@ fn main() -> ExitCode {
     };
     ExitCode::from(ended.unwrap_or_else(|error| {
         exit::last_words(PROGRAM, &exit::report(error.as_ref()));
-        error
-            .downcast_ref::<LocalError>()
-            .map_or(exit::SOFTWARE, LocalError::exit_code)
+        let of_local = error.downcast_ref().map(LocalError::exit_code);
+        let of_serve = error.downcast_ref().map(ServeError::exit_code);
+        of_local.or(of_serve).unwrap_or(exit::SOFTWARE)
     }))
 }
 
@@ -55,15 +67,28 @@ fn init(log: &LogSettings) -> anyhow::Result<()> {
     Ok(telemetry::init_logs(log.format, &log.level)?)
 }
 
-fn local(settings: LocalSettings) -> anyhow::Result<u8> {
+/// Runs a part of the program on a runtime of its own.
+fn run<T, E, F>(part: impl FnOnce(MetricsPage) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, E>>,
+    anyhow::Error: From<E>,
+{
     harden::no_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let metrics = telemetry::init_metrics()?;
-    let ended = runtime.block_on(local::run(settings, metrics));
+    let ended = runtime.block_on(part(metrics));
     // A thread that waits for a line on stdin is not waited for.
     runtime.shutdown_background();
     Ok(ended?)
+}
+
+fn check(settings: &ServeSettings) -> anyhow::Result<u8> {
+    let what = CheckSettings::from(settings);
+    let report =
+        run(|_| async { Ok::<_, anyhow::Error>(check_all(&what, &Clock::system()).await) })?;
+    print!("{report}");
+    Ok(report.exit_code())
 }

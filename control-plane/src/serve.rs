@@ -1,1 +1,381 @@
-//! What runs with a Kubernetes cluster: token endpoint, controller, refresh.
+//! What runs with a Kubernetes cluster: token endpoint, controllers of sessions and projects,
+//! refresh.
+//!
+//! settings → cluster → keys → issuer → endpoint, controller → backend. The admin port is there
+//! first, so that a start which waits for something can be looked into; the token endpoint answers
+//! once the keys are there, and the controllers begin once it is known what runs.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ambient_shared::{
+    admin::{self, Readiness},
+    api::Api,
+    client::{GrpcAddress, grpc_channel, http_client_to, trust_roots},
+    clock::Clock,
+    exit,
+    resolve::Resolver,
+    retry::{Backoff, Policy},
+    tasks::{Tasks, cancel_on_signal},
+    telemetry::MetricsPage,
+    token::Token,
+};
+use secrecy::ExposeSecret as _;
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    backend::{
+        Backend,
+        kubernetes::{KubernetesBackend, KubernetesTasks, projects::Projects},
+    },
+    cluster::{self, Clients},
+    controller::{Controller, ControllerSettings},
+    endpoint::{Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup},
+    issuer::{
+        Issuer,
+        fixed::FixedIssuer,
+        minted::{AUDIENCE, ISSUER, MintedIssuer},
+        oidc::OidcIssuer,
+    },
+    keypair::{KeypairStore as _, Keys, secret::SecretKeypairStore},
+    projects::ProjectController,
+    reconcile::desired::{DesiredSettings, Place, PodLimits},
+    refresh::RefreshSettings,
+    sessions::{SessionCache, rest::RestClient},
+    settings::{IssuerSettings, ServeSettings},
+};
+
+mod error;
+mod session_tokens;
+
+pub use error::ServeError;
+
+/// How long what runs may take to end when the program is asked to: below the 30 s that Kubernetes
+/// gives, and above what the controller takes.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Longest request to the API server's REST.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest wait for the first look at the cluster before the controllers begin: a namespace that
+/// cannot be read by then holds up no other.
+const FIRST_LOOK: Duration = Duration::from_mins(1);
+
+/// Time between two complete looks at the API server's sessions and projects while the watches are
+/// healthy.
+const RESYNC: Duration = Duration::from_mins(5);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`ServeError`] says why it cannot start, or what broke.
+pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), ServeError> {
+    // First of all: whoever starts us may stop us before we are up.
+    let shutdown = CancellationToken::new();
+    let mut signals = Tasks::new(shutdown.clone());
+    signals.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
+    let known: Arc<OnceLock<SessionCache>> = Arc::default();
+    let admin = bind_admin(&settings).await?;
+    let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
+    signals.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
+
+    let clients = cluster::connect(&settings.cluster).await?;
+    let store = SecretKeypairStore {
+        client: clients.own.clone(),
+        namespace: settings.kubernetes.namespace.clone(),
+    };
+    let Some(keys) = load_keys(&store, &shutdown).await? else {
+        return Ok(());
+    };
+    let plane = ControlPlane::bind(settings, clients, Arc::new(keys)).await?;
+    // Set once, here.
+    let _ = known.set(plane.controller.cache());
+    plane.run(shutdown.clone()).await?;
+    shutdown.cancel();
+    Ok(signals.drain(DRAIN).await?)
+}
+
+async fn bind_admin(settings: &ServeSettings) -> Result<TcpListener, ServeError> {
+    let failed = |source| ServeError::Admin {
+        address: settings.admin_listen,
+        source,
+    };
+    let listener = TcpListener::bind(settings.admin_listen)
+        .await
+        .map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    info!(%address, port_of = "admin", "listening");
+    Ok(listener)
+}
+
+/// Ready once the sessions are known: before, sessions that exist would be refused.
+fn readiness(known: Arc<OnceLock<SessionCache>>) -> Readiness {
+    Arc::new(move || match known.get() {
+        None => Err("the keys are not loaded yet".to_owned()),
+        Some(sessions) if sessions.is_synced() => Ok(()),
+        Some(_) => Err("the API server's sessions are not listed yet".to_owned()),
+    })
+}
+
+/// The keys, tried again until `shutdown` (then none): the Kubernetes API may just be restarting.
+async fn load_keys(
+    store: &SecretKeypairStore,
+    shutdown: &CancellationToken,
+) -> Result<Option<Keys>, ServeError> {
+    let mut backoff = Backoff::new(Policy::default());
+    loop {
+        let Some(loaded) = shutdown.run_until_cancelled(store.load_or_create()).await else {
+            return Ok(None);
+        };
+        match loaded {
+            Ok(keys) => return Ok(Some(keys)),
+            Err(error) if error.exit_code() == exit::CONFIG => return Err(error.into()),
+            Err(error) => {
+                warn!(reason = %exit::report(&error), "cannot load the keys; trying again");
+            }
+        }
+        let pause = sleep(backoff.next_wait());
+        if shutdown.run_until_cancelled(pause).await.is_none() {
+            return Ok(None);
+        }
+    }
+}
+
+/// All parts, bound to their addresses.
+struct ControlPlane {
+    endpoint: Endpoint,
+    controller: Controller,
+    projects: ProjectController,
+    backend: Arc<KubernetesBackend>,
+    watches: KubernetesTasks,
+    tokens: Tokens,
+    /// Asked whether it limits minted tokens; none when none are minted.
+    questioned: Option<(reqwest::Client, url::Url)>,
+}
+
+impl ControlPlane {
+    async fn bind(
+        settings: ServeSettings,
+        clients: Clients,
+        keys: Arc<Keys>,
+    ) -> Result<Self, ServeError> {
+        let clock = Clock::system();
+        let tokens = Tokens::new(&settings, &keys, &clock)?;
+        let standing: Arc<OnceLock<StandingOf>> = Arc::default();
+        let endpoint = Endpoint::bind(
+            EndpointSettings {
+                listen: settings.token_listen,
+                allow_unproven: settings.allow_unproven,
+                rate_limits: settings.rate_limits,
+            },
+            Parts {
+                keys: Arc::clone(&keys),
+                issuer: Arc::clone(&tokens.issuer),
+                standing: late(Arc::clone(&standing)),
+                clock: clock.clone(),
+            },
+        )
+        .await?;
+
+        let resolver = Resolver::system();
+        let channel = grpc_channel(
+            &resolver,
+            &GrpcAddress {
+                address: settings.grpc_address.clone(),
+                tls: settings.grpc_tls,
+                ca: None,
+            },
+        )?;
+        let http = http_client_to(
+            &settings.api_url,
+            &resolver,
+            trust_roots(None)?,
+            REQUEST_LIMIT,
+        )?;
+        let api = Api::new(channel, tokens.own.clone());
+        let rest = RestClient::new(http.clone(), &settings.api_url, tokens.own.clone());
+        let controller = Controller::new(
+            api.clone(),
+            rest,
+            Arc::clone(&tokens.issuer),
+            {
+                let keys = Arc::clone(&keys);
+                Arc::new(move |id| keys.session_key(id))
+            },
+            ControllerSettings {
+                desired: desired(&settings, &keys),
+                refresh: RefreshSettings {
+                    interval: settings.refresh,
+                    ..RefreshSettings::default()
+                },
+                resync: RESYNC,
+                ..ControllerSettings::default()
+            },
+            clock.clone(),
+        );
+        let kubernetes = Arc::new(settings.kubernetes);
+        let projects = Arc::new(Projects::new(clients.clone(), Arc::clone(&kubernetes)));
+        let sessions = controller.cache();
+        let (backend, watches) = KubernetesBackend::new(
+            &clients,
+            kubernetes,
+            Arc::clone(&projects),
+            Arc::new(move |id| sessions.get(id)?.object.project_id.clone()),
+            controller.observer(),
+            clock,
+        );
+        let backend = Arc::new(backend);
+        let runs: Arc<dyn Backend> = backend.clone();
+        let lookup = Lookup::new(controller.cache(), api.clone(), runs);
+        // Set once, here; an error is impossible.
+        let _ = standing.set(lookup.into_standing_of());
+        let is_minted = matches!(settings.issuer, IssuerSettings::Minted { .. });
+        Ok(Self {
+            endpoint,
+            controller,
+            projects: ProjectController::new(api, projects, RESYNC),
+            backend,
+            watches,
+            tokens,
+            questioned: is_minted.then_some((http, settings.api_url)),
+        })
+    }
+
+    /// Runs until `shutdown`, the controllers first, since they still need the others.
+    async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let servers = CancellationToken::new();
+        // When a server fails, the controllers end too.
+        let stops = servers.child_token();
+        let mut tasks = Tasks::new(servers.clone());
+        tasks.spawn_fallible("token endpoint", self.endpoint.run(servers.clone()));
+        if let Some(oidc) = self.tokens.oidc {
+            let servers = servers.clone();
+            tasks.spawn("oidc", async move { oidc.run(servers).await });
+        }
+        if let Some((http, url)) = self.questioned {
+            let asked = session_tokens::confirm(http, url, stops.clone());
+            tasks.spawn_fallible("question to the API server", asked);
+        }
+        tasks.spawn_fallible("Kubernetes backend", self.watches.run(servers.clone()));
+        tasks.spawn_fallible("project controller", self.projects.run(stops.clone()));
+        tasks.spawn_fallible("session controller", {
+            let (stops, servers) = (stops.clone(), servers.clone());
+            let own_token = self.tokens.fixed;
+            async move {
+                let first_look = self.backend.synced(FIRST_LOOK);
+                if stops.run_until_cancelled(first_look).await == Some(false) {
+                    warn!("not all namespaces could be read yet; their sessions wait");
+                }
+                let ended = self.controller.run(self.backend, stops).await;
+                drop(own_token);
+                servers.cancel();
+                ended
+            }
+        });
+        tasks.spawn("shutdown", async move {
+            tokio::select! {
+                () = shutdown.cancelled() => stops.cancel(),
+                () = stops.cancelled() => {}
+            }
+        });
+        Ok(tasks.run_until_shutdown(DRAIN).await?)
+    }
+}
+
+/// Where tokens come from.
+struct Tokens {
+    /// Sessions' tokens.
+    issuer: Arc<dyn Issuer>,
+    /// Our own token for the API server.
+    own: watch::Receiver<Option<Token>>,
+    /// What must run when our own token comes from an identity provider.
+    oidc: Option<Arc<OidcIssuer>>,
+    /// Keeps a fixed token readable.
+    fixed: Option<watch::Sender<Option<Token>>>,
+}
+
+impl Tokens {
+    fn new(settings: &ServeSettings, keys: &Keys, clock: &Clock) -> Result<Self, ServeError> {
+        let (mut oidc, mut sender) = (None, None);
+        let own = match &settings.own {
+            IssuerSettings::Oidc {
+                url,
+                client_id,
+                client_secret,
+            } => {
+                let provider = OidcIssuer::connect(url, client_id, client_secret, clock)?;
+                let token = provider.subscribe();
+                oidc = Some(Arc::new(provider));
+                token
+            }
+            IssuerSettings::Static { token } => {
+                let token = Token::new(token.expose_secret(), None)?;
+                let (fixed, own) = watch::channel(Some(token));
+                sender = Some(fixed);
+                own
+            }
+            // The settings give one of the two above.
+            IssuerSettings::Minted { .. } => watch::channel(None).1,
+        };
+        let issuer: Arc<dyn Issuer> = match (&settings.issuer, &oidc) {
+            (IssuerSettings::Oidc { .. }, Some(oidc)) => oidc.clone(),
+            (IssuerSettings::Static { token }, _) => Arc::new(FixedIssuer::new(token)?),
+            (IssuerSettings::Minted { life }, _) => Arc::new(minted(keys, *life, clock)),
+            (
+                IssuerSettings::Oidc {
+                    url,
+                    client_id,
+                    client_secret,
+                },
+                None,
+            ) => {
+                let provider = OidcIssuer::connect(url, client_id, client_secret, clock)?;
+                let provider = Arc::new(provider);
+                oidc = Some(Arc::clone(&provider));
+                provider
+            }
+        };
+        Ok(Self {
+            issuer,
+            own,
+            oidc,
+            fixed: sender,
+        })
+    }
+}
+
+fn minted(keys: &Keys, life: Duration, clock: &Clock) -> MintedIssuer {
+    MintedIssuer::new(
+        keys.signing(),
+        ISSUER.to_owned(),
+        AUDIENCE.to_owned(),
+        life,
+        clock.clone(),
+    )
+}
+
+/// What sessions' environments have in common.
+fn desired(settings: &ServeSettings, keys: &Keys) -> DesiredSettings {
+    DesiredSettings {
+        token_url: settings.token_url.to_string(),
+        public_key_pem: keys.public_pem().to_owned(),
+        api_rest_url: settings.kubernetes.upstream.clone(),
+        api_grpc_url: settings.grpc_address.clone(),
+        grpc_tls: settings.grpc_tls,
+        grpc_ca_file: None,
+        messages: true,
+        default_agent_command: settings.agent_command.clone(),
+        default_agent_io: None,
+        runner_log_level: settings.runner_log_level.clone(),
+        passed_on: settings.passed_on.clone(),
+        place: Place::Pods(PodLimits {
+            default_image: settings.kubernetes.images.agent.clone(),
+            allowed_images: settings.agent_image_allow.clone(),
+            ..PodLimits::default()
+        }),
+    }
+}

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use ambient_shared::{
-    exchange::parse_endpoint, settings::parse_flag, telemetry::parse_level, token::Token,
+    client::GrpcAddress, exchange::parse_endpoint, settings::parse_flag, telemetry::parse_level,
+    token::Token,
 };
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use secrecy::ExposeSecret as _;
@@ -21,6 +22,7 @@ use crate::{
             Provider, SecretRef, Vertex,
         },
     },
+    check::CheckSettings,
     cluster::ClusterSettings,
     refresh::Interval,
     rules::{CONTROL_PLANE, RuleSettings},
@@ -65,6 +67,22 @@ pub struct ServeSettings {
     pub allow_unproven: bool,
     /// What is logged.
     pub log: LogSettings,
+}
+
+impl From<&ServeSettings> for CheckSettings {
+    fn from(settings: &ServeSettings) -> Self {
+        Self {
+            api_url: settings.api_url.clone(),
+            grpc: GrpcAddress {
+                address: settings.grpc_address.clone(),
+                tls: settings.grpc_tls,
+                ca: None,
+            },
+            own: settings.own.clone(),
+            cluster: settings.cluster.clone(),
+            rules: RuleSettings::from(&settings.kubernetes),
+        }
+    }
 }
 
 /// Longest pod template that is read, in bytes: an object of Kubernetes is no larger (etcd's
