@@ -14,6 +14,7 @@ use ambient_control_plane::{
             projects::Projects,
             settings::{
                 Companions, Images, KubernetesSettings, ModelAccess, Platform, PodSettings,
+                SecretRef,
             },
         },
     },
@@ -45,6 +46,7 @@ use crate::{
     real_api::{RealApi, SERVICE},
 };
 
+mod asked;
 mod foreign;
 mod life;
 mod tenants;
@@ -212,11 +214,34 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn reason(result: &Result<String, BackendError>) -> &'static str {
+/// What asking for a project's namespace came to.
+type Asked = Result<String, BackendError>;
+
+fn reason(result: &Asked) -> &'static str {
     match result {
         Err(BackendError::Impossible { reason, .. } | BackendError::Refused { reason, .. }) => {
             reason
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A Role that lets the control plane read one Secret, as the rules give it where it is configured.
+fn may_read(secret: &SecretRef) -> String {
+    let SecretRef { namespace, name } = secret;
+    format!(
+        "\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: copied, namespace: {namespace}}}
+rules: [{{apiGroups: [''], resources: [secrets], resourceNames: [{name}], verbs: [get]}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: copied, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: copied}}
+subjects: [{{kind: ServiceAccount, namespace: {}, name: ambient-control-plane}}]
+",
+        permissions::NAMESPACE
+    )
 }

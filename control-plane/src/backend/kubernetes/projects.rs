@@ -150,10 +150,12 @@ impl Projects {
     /// As [`Projects::ensure`].
     pub(crate) async fn restore(&self, project: &str) -> Result<(), BackendError> {
         let namespace = self.settings.namespace_of(project);
-        let _turn = self.turns.take(&namespace).await;
+        let mut turn = self.turns.take(&namespace).await;
         self.gone.invalidate(project);
-        let made = self.make(project, &namespace).await?;
-        self.follow_project(&made).await
+        match self.make(project, &namespace).await {
+            Ok(made) => self.follow_project(&made).await,
+            Err(error) => Err(turn.fail(project, error)),
+        }
     }
 
     /// Forgets that this namespace was ready: it is gone, is terminating, or something that should

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use ambient_control_plane::backend::kubernetes::settings::SecretRef;
-
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -89,26 +87,6 @@ stringData: {{.dockerconfigjson: '{{}}'}}
     real.stop().await;
 }
 
-/// A Role that lets the control plane read one Secret, as the rules give it where it is configured.
-fn may_read(secret: &SecretRef) -> String {
-    let SecretRef { namespace, name } = secret;
-    format!(
-        "\
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {{name: copied, namespace: {namespace}}}
-rules: [{{apiGroups: [''], resources: [secrets], resourceNames: [{name}], verbs: [get]}}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {{name: copied, namespace: {namespace}}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: copied}}
-subjects: [{{kind: ServiceAccount, namespace: {}, name: ambient-control-plane}}]
-",
-        permissions::NAMESPACE
-    )
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn access_of_groups_follows_the_settings() {
     let cluster = cluster();
@@ -188,7 +166,7 @@ async fn a_namespace_goes_with_its_project_and_only_then() {
     create_project(&real, "go-team").await;
     create_project(&real, "go-other").await;
     // Sessions may be of projects that the API server never had.
-    assert_eq!(scene.projects.ensure("go-never").await.unwrap(), "go-never");
+    until_ready(&scene, "go-never").await;
     wait_furnished(cluster, "go-team");
     wait_furnished(cluster, "go-other");
 
@@ -206,7 +184,7 @@ async fn a_namespace_goes_with_its_project_and_only_then() {
         it["metadata"]["uid"] != before.as_str() && it["metadata"]["deletionTimestamp"].is_null()
     });
     wait_furnished(cluster, "go-team");
-    assert_eq!(scene.projects.ensure("go-team").await.unwrap(), "go-team");
+    until_ready(&scene, "go-team").await;
 
     // Deleted with its project, and a hundred sessions in it.
     cluster.apply(&sessions("go-team", 100));

@@ -1,6 +1,6 @@
 //! Mode `mpp`: the test plays the tenant operator, on a cluster of its own as the rules differ.
 
-use ambient_control_plane::backend::kubernetes::settings::{SecretRef, Vertex};
+use ambient_control_plane::backend::kubernetes::settings::Vertex;
 
 use ambient_control_plane::rules::RuleSettings;
 use ambient_testing::cluster::ClusterOptions;
