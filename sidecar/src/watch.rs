@@ -52,6 +52,8 @@ pub(crate) struct Watcher {
     clock: Clock,
     /// Set by the thread that gets the system's announcements.
     announced: Arc<Notify>,
+    /// [`POLL`], but in tests of what is announced.
+    poll: Duration,
     armed: Option<Armed>,
     /// What was last said about a file that cannot be used, so that it is said once.
     said: Option<ReadError>,
@@ -81,6 +83,7 @@ impl Watcher {
             feed,
             clock,
             announced: Arc::new(Notify::new()),
+            poll: POLL,
             armed: None,
             said: None,
             said_unwatched: false,
@@ -92,7 +95,7 @@ impl Watcher {
     ///
     /// Cancel-safe: what it holds is only a copy of what is in the file.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut tick = interval(POLL);
+        let mut tick = interval(self.poll);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wishes = tokio::select! {

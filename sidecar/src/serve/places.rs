@@ -23,6 +23,10 @@ pub(super) const IDLE: Duration = Duration::from_secs(100);
 /// How long a new connection may be without its first request while it is crowded.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
+/// How long any other may: a client that has more to ask sends it within this, and a request that
+/// meets a closed connection is lost.
+const NEXT_REQUEST: Duration = Duration::from_secs(2);
+
 /// The port's connections, against their limit.
 #[derive(Clone)]
 pub(super) struct Places {
@@ -66,10 +70,8 @@ impl Places {
             let _ = requests.wait_for(|count| *count == 0).await;
             let next = requests.wait_for(|count| *count > 0);
             let crowd = async {
-                if !had_any {
-                    // Its first request is on the way, surely.
-                    sleep(FIRST_REQUEST).await;
-                }
+                // Its first request is on the way, surely; the next maybe.
+                sleep(if had_any { NEXT_REQUEST } else { FIRST_REQUEST }).await;
                 let _ = crowded.wait_for(|crowded| *crowded).await;
             };
             tokio::select! {
@@ -79,5 +81,42 @@ impl Places {
                 () = sleep(IDLE) => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// After what time a connection is wanted back that `requests` came on.
+    async fn wanted_back(
+        is_crowded: bool,
+        requests: impl AsyncFnOnce(&watch::Sender<usize>),
+    ) -> Duration {
+        let places = Places::new();
+        places.crowded.send_replace(is_crowded);
+        let count = watch::Sender::new(0);
+        let started = Instant::now();
+        tokio::join!(places.is_wanted_back(&count), requests(&count));
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_crowd_a_connection_is_wanted_back_soon_but_not_at_once() {
+        let second = Duration::from_secs(1);
+        let three = async |count: &watch::Sender<usize>| {
+            for _ in 0..3 {
+                count.send_replace(1);
+                sleep(second).await;
+                count.send_replace(0);
+                sleep(second).await;
+            }
+        };
+        assert_eq!(wanted_back(true, three).await, 5 * second + NEXT_REQUEST);
+        assert_eq!(wanted_back(false, three).await, 5 * second + IDLE);
+        assert_eq!(wanted_back(true, async |_| ()).await, FIRST_REQUEST);
+        assert_eq!(wanted_back(false, async |_| ()).await, IDLE);
     }
 }

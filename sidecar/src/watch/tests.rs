@@ -1,6 +1,7 @@
 use std::{fs, os::unix::fs::symlink};
 
 use ambient_shared::swap::SecretVolume;
+use ambient_testing::DEADLINE;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
@@ -16,12 +17,17 @@ struct Scene {
 }
 
 impl Scene {
-    #[expect(clippy::disallowed_methods, reason = "the scene owns the task")]
     fn start(file: &str) -> Self {
+        Self::reading_each(POLL, file)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the scene owns the task")]
+    fn reading_each(poll: Duration, file: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (feed, tokens) = tokens::channel(Clock::system());
         let stop = CancellationToken::new();
-        let watcher = Watcher::new(dir.path().join(file), feed, Clock::system());
+        let mut watcher = Watcher::new(dir.path().join(file), feed, Clock::system());
+        watcher.poll = poll;
         let running = tokio::spawn(watcher.run(stop.clone()));
         Self {
             dir,
@@ -39,7 +45,7 @@ impl Scene {
         let mut changes = self.tokens.changes();
         let seen =
             changes.wait_for(|seen| seen.as_ref().is_some_and(|seen| seen.expose() == token));
-        timeout(Duration::from_secs(20), seen)
+        timeout(DEADLINE, seen)
             .await
             .unwrap_or_else(|_| panic!("{token} not seen; have {:?}", self.tokens.latest()))
             .unwrap();
@@ -47,30 +53,22 @@ impl Scene {
 
     async fn end(self) {
         self.stop.cancel();
-        timeout(Duration::from_secs(5), self.running)
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(DEADLINE, self.running).await.unwrap().unwrap();
     }
 }
 
 #[tokio::test]
-async fn swaps_are_seen_in_a_moment() {
-    let scene = Scene::start("v/bot-token");
-    scene.volume("v").write(&[("bot-token", b"0")]).unwrap();
-    scene.sees("0").await;
-    let mut at_once = 0;
-    for n in 1..10 {
+async fn swaps_are_seen_when_they_are_announced() {
+    // Long after the test: only announcements are left. The first read is at once.
+    let scene = Scene::reading_each(Duration::from_hours(1), "v/bot-token");
+    for n in 0..10 {
         let token = n.to_string();
-        let started = Instant::now();
         scene
             .volume("v")
             .write(&[("bot-token", token.as_bytes())])
             .unwrap();
         scene.sees(&token).await;
-        at_once += usize::from(started.elapsed() < POLL / 4);
     }
-    assert!(at_once >= 6, "only {at_once} of 9 swaps were seen at once");
     scene.end().await;
 }
 
@@ -146,12 +144,17 @@ async fn reading_each_second_finds_what_nobody_announced() {
     fs::create_dir(scene.dir.path().join("v")).unwrap();
     fs::create_dir(scene.dir.path().join("elsewhere")).unwrap();
     let real = scene.dir.path().join("elsewhere/token");
-    fs::write(&real, "one").unwrap();
+    let write = |token: &str| {
+        let new = real.with_extension("new");
+        fs::write(&new, token).unwrap();
+        fs::rename(new, &real).unwrap();
+    };
+    write("one");
     symlink(&real, scene.dir.path().join("v/bot-token")).unwrap();
     scene.sees("one").await;
     for token in ["two", "three"] {
         let started = Instant::now();
-        fs::write(&real, token).unwrap();
+        write(token);
         scene.sees(token).await;
         let waited = started.elapsed();
         assert!(waited <= POLL + POLL / 10, "{waited:?}");

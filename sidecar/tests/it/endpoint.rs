@@ -68,20 +68,16 @@ async fn a_wait_ends_when_the_token_changes() {
     let hash = answer["hash"].as_str().unwrap().to_owned();
 
     let started = Instant::now();
-    let query = format!("?after={hash}&wait=30s");
+    let query = format!("?after={hash}&wait=5m");
     let waiting = scene.token(&query).send();
     let swap = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        scene.in_flight("endpoint", 1).await;
         scene.mount("two");
     };
     let (answer, ()) = tokio::join!(waiting, swap);
     let answer: Value = answer.unwrap().json().await.unwrap();
     assert_eq!(answer["token"], "two");
-    let took = started.elapsed();
-    assert!(
-        took > Duration::from_millis(300) && took < Duration::from_secs(3),
-        "{took:?}"
-    );
+    assert!(started.elapsed() < Duration::from_mins(5));
 
     // The one before is another one: answered at once.
     let answer = scene.token(&query).send().await.unwrap();
@@ -101,7 +97,7 @@ async fn a_wait_without_a_hash_is_for_the_first_token() {
     assert_eq!(answer.status(), 503);
     let waiting = scene.token("?wait=30s").send();
     let mounting = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        scene.in_flight("endpoint", 1).await;
         scene.mount("first");
     };
     let (answer, ()) = tokio::join!(waiting, mounting);

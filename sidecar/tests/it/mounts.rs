@@ -1,6 +1,6 @@
 //! Machines without inotify, and mounts that are never updated. Both are made with `unshare`.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use ambient_testing::programs::Program;
 
@@ -51,8 +51,7 @@ async fn without_inotify_the_file_is_read_each_second() {
     scene.serves("one").await;
     for token in ["two", "three"] {
         scene.mount(token);
-        let took = scene.serves(token).await;
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        scene.serves(token).await;
     }
     assert_eq!(
         scene.metric("ambient_sidecar_folder_watched").await,

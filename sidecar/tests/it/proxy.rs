@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use ambient_testing::{
+    DEADLINE,
+    faults::{Mode, Relay},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::mpsc,
+    time::timeout,
 };
 
 use crate::{
@@ -182,6 +187,7 @@ async fn without_a_token_or_a_server_a_sentence_says_so() {
         (503, "there is no API token yet\n".to_owned())
     );
     scene.mount("one");
+    scene.serves("one").await;
     let (status, text) = read(scene.get("/x").send().await.unwrap()).await;
     assert_eq!(status, 502);
     assert!(
@@ -194,17 +200,15 @@ async fn without_a_token_or_a_server_a_sentence_says_so() {
 #[tokio::test]
 async fn a_server_that_comes_back_is_used_again() {
     let upstream = Upstream::start().await;
-    let address = upstream.address.to_string();
-    let mut scene = Scene::with_token("one", &upstream.url()).await;
+    let relay = Relay::start(upstream.address).await;
+    let mut scene = Scene::with_token("one", &format!("http://{}", relay.address())).await;
     assert_eq!(scene.get("/x").send().await.unwrap().status(), 200);
-    drop(upstream);
-    // The open connection may take one request down with it; then nobody listens.
-    let mut last = 0;
-    for _ in 0..3 {
-        last = scene.get("/x").send().await.unwrap().status().as_u16();
-    }
-    assert_eq!(last, 502);
-    let upstream = Upstream::at(&address).await;
+    relay.set(Mode::Refuse).await;
+    relay.cut();
+    // The open connection may still be there for a moment; then nobody listens.
+    let refused = async { while scene.get("/x").send().await.unwrap().status() != 502 {} };
+    timeout(DEADLINE, refused).await.unwrap();
+    relay.set(Mode::Pass).await;
     assert_eq!(scene.get("/x").send().await.unwrap().status(), 200);
     assert_eq!(
         upstream.shared.last().header("authorization"),

@@ -104,13 +104,13 @@ impl Scene {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
-    /// Waits until the endpoint gives this token, asking again and again; says how long it took.
-    pub async fn serves(&self, token: &str) -> Duration {
+    /// Waits until the endpoint gives this token, asking again and again.
+    pub async fn serves(&self, token: &str) {
         let started = Instant::now();
         loop {
             let seen = self.bare_token().await;
             if seen.1 == token {
-                return started.elapsed();
+                return;
             }
             assert!(
                 started.elapsed() < DEADLINE,
@@ -142,6 +142,24 @@ impl Scene {
         let page = page.text().await.unwrap();
         page.lines()
             .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn shows(&self, name: &str, value: f64) {
+        let shown = async {
+            while self.metric(name).await != Some(value) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(DEADLINE, shown)
+            .await
+            .unwrap_or_else(|_| panic!("{name} never was {value}"));
+    }
+
+    /// Waits until so many requests are under way on this port.
+    pub async fn in_flight(&self, port: &str, requests: u8) {
+        let name = format!("ambient_sidecar_requests_in_flight{{port=\"{port}\"}}");
+        self.shows(&name, requests.into()).await;
     }
 
     /// Waits until the file was read so many times more with this result.

@@ -129,15 +129,9 @@ async fn a_websocket_is_passed_through() {
     scene.mount("two");
     scene.serves("two").await;
     assert_eq!(socket.echo("again").await, "again");
-    let in_flight = r#"ambient_sidecar_requests_in_flight{port="proxy"}"#;
-    assert_eq!(scene.metric(in_flight).await, Some(1.0));
+    scene.in_flight("proxy", 1).await;
     drop(socket);
-    let ended = async {
-        while scene.metric(in_flight).await != Some(0.0) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(DEADLINE, ended).await.unwrap();
+    scene.in_flight("proxy", 0).await;
 }
 
 #[tokio::test]

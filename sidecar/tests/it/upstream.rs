@@ -57,11 +57,7 @@ pub struct Upstream {
 
 impl Upstream {
     pub async fn start() -> Self {
-        Self::at("127.0.0.1:0").await
-    }
-
-    pub async fn at(address: &str) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shared = Shared::default();
         let address = listener.local_addr().unwrap();
         let routes = routes(shared.clone());
