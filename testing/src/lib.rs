@@ -28,4 +28,4 @@ pub mod table;
 
 /// Longest wait for anything in a test. Long, since a shared machine can be slow; a test that
 /// passes never waits for it.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);

@@ -256,9 +256,9 @@ async fn a_query_that_takes_too_long_is_interrupted_and_frees_its_connection() {
         assert_eq!(error.grpc_code(), Code::Unavailable);
         assert!(error.to_string().contains("in time"), "{error}");
     }
-    // Also when nobody waits for its end; the next one has all of its own time.
-    let given_up = timeout(limit / 4, sqlx::query(ENDLESS).fetch_one(&readers)).await;
-    given_up.unwrap_err();
+    // Also when nobody waits for its end; the next one has all of its own time. On a machine that
+    // stands still for the whole limit, this one is interrupted too.
+    let _ = timeout(limit / 4, sqlx::query(ENDLESS).fetch_one(&readers)).await;
     let row = sqlx::query("select 1").fetch_one(&readers).await.unwrap();
     assert_eq!(row.try_get::<i64, _>(0).unwrap(), 1);
 }

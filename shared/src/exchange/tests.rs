@@ -127,11 +127,12 @@ async fn stale_proof_is_signed_again_with_the_servers_time() {
 
 #[tokio::test]
 async fn unreachable_endpoint_is_retried_and_named() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url: Url = format!("http://{}/token", listener.local_addr().unwrap())
+    // Bound, so that nobody else gets the port, but not listening.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url: Url = format!("http://{}/token", socket.local_addr().unwrap())
         .parse()
         .unwrap();
-    drop(listener);
     let error = exchange(url.clone(), Clock::system())
         .fetch()
         .await
