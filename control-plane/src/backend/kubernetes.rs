@@ -162,6 +162,7 @@ impl KubernetesTasks {
         let watches = Watches {
             client: inner.client.clone(),
             seen: Arc::clone(&inner.seen),
+            installation: inner.settings.namespace.clone(),
         };
         tasks.spawn("watches of Kubernetes", watches.run(shutdown.clone()));
         tasks.spawn(
@@ -202,10 +203,11 @@ impl Inner {
         }
     }
 
-    /// The names of a session whose objects are there.
+    /// The names of a session whose objects are there. Its project is empty when nobody knows it,
+    /// which is in no name.
     fn session(&self, id: &SessionId, namespace: &str, entry: &Entry) -> Option<SessionRef> {
-        let project = (self.seen.project_of())(id).or_else(|| entry.project())?;
-        SessionRef::new(id, &project, namespace).ok()
+        let project = (self.seen.project_of())(id).or_else(|| entry.project());
+        SessionRef::new(id, &project.unwrap_or_default(), namespace).ok()
     }
 
     /// Whether the token of this session could not be written when that was last tried, as a place

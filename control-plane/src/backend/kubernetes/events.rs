@@ -140,7 +140,8 @@ fn event(session: &SessionRef, uid: &str, news: News, now: SystemTime) -> Event 
     let pod = session.pod();
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{pod}.")),
+            // As others name theirs. The API server's own names cannot begin with `<pod>.`.
+            name: Some(format!("{pod}.{:016x}", rand::random::<u64>())),
             namespace: Some(session.namespace.clone()),
             ..ObjectMeta::default()
         },

@@ -21,8 +21,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-/// Objects on one page of a list: what client-go asks for.
-const PAGE: u32 = 500;
+/// Objects on one page of a list: some megabytes of pods.
+const PAGE: u32 = 250;
 
 /// How long a watch is asked to last, in seconds; up to a quarter is added at random, so that the
 /// watches of many namespaces do not end together. A connection that died in silence is noticed

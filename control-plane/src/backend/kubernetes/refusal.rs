@@ -85,12 +85,6 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Whether the API server says that there is one of that name, or that it is another one (a UID
-/// precondition).
-pub(crate) fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
-}
-
 /// Whether the API server says that there is one of that name. Not what it also answers with 409:
 /// that a quota was changed by somebody else at the same time.
 pub(crate) fn is_already_there(error: &kube::Error) -> bool {
@@ -237,8 +231,8 @@ mod tests {
     fn a_name_that_is_taken_is_told_from_a_lost_race() {
         let taken = error(json!({"code": 409, "reason": "AlreadyExists", "message": "m"}));
         let lost = error(json!({"code": 409, "reason": "Conflict", "message": "m"}));
-        assert!(is_already_there(&taken) && is_conflict(&taken));
-        assert!(!is_already_there(&lost) && is_conflict(&lost));
+        assert!(is_already_there(&taken));
+        assert!(!is_already_there(&lost));
         assert!(is_not_found(&error(json!({"code": 404, "message": "m"}))));
     }
 }

@@ -71,6 +71,10 @@ impl Inner {
             let Some(session) = self.session(id, &namespace, &entry) else {
                 continue;
             };
+            // Its labels cannot be made as they were.
+            if session.project.is_empty() {
+                continue;
+            }
             match repair {
                 Repair::Pod => self.repair_pod(&session, &entry).await?,
                 Repair::Account => self.repair_account(&session, &entry).await?,

@@ -44,6 +44,7 @@ impl Inner {
         // Before anything is made for it.
         check_project(&run.project, &namespace)?;
         let session = SessionRef::new(&run.id, &run.project, &namespace)?;
+        objects::pod(run, &session, "", &self.settings)?;
         self.projects.ensure(&run.project).await?;
         let started = self.start_in_namespace(run, &session, credentials).await;
         if let Err(error) = &started

@@ -1,6 +1,6 @@
 //! Watches the projects' namespaces, and the sessions' objects in each.
 //!
-//! In: the namespaces with our label, cluster-wide; in each of them pods, and the metadata of
+//! In: the namespaces of our installation, cluster-wide; in each of them pods, and the metadata of
 //! Secrets, `ServiceAccounts` and Services. Out: [`Seen`]. One task for each namespace, so that one
 //! that we may not read, or that does not answer, holds up no other.
 
@@ -19,7 +19,7 @@ use tracing::{debug, error, info};
 
 use super::{
     follow::{Follower, Happened},
-    names::{FIELD_MANAGER, MANAGED, MANAGED_BY},
+    names::{FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY},
     refusal::is_not_found,
     seen::{
         Seen,
@@ -31,6 +31,8 @@ use super::{
 pub(super) struct Watches {
     pub(super) client: kube::Client,
     pub(super) seen: Arc<Seen>,
+    /// The control plane's own namespace, which tells its projects from those of another one.
+    pub(super) installation: String,
 }
 
 /// A namespace that a watch told of.
@@ -88,7 +90,7 @@ impl Watches {
         let (doubts, mut doubted) = tokio::sync::watch::channel(Vec::new());
         let follower = Follower {
             api: api.clone(),
-            selector: format!("{MANAGED}=true"),
+            selector: format!("{MANAGED}=true,{INSTALLATION}={}", self.installation),
             kind: "namespaces",
             namespace: String::new(),
         };

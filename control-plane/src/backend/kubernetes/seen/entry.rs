@@ -142,11 +142,12 @@ impl Entry {
     pub(super) fn see(&mut self, facts: Facts, now: SystemTime) {
         let kind = facts.what.kind();
         let before = self.place(kind).take();
-        if let Some(before) = &before
-            && before.facts.uid == facts.uid
-            && before.facts.version > facts.version
+        // Versions count up over all objects, so that this holds for another object of the name too.
+        if before
+            .as_ref()
+            .is_some_and(|before| before.facts.version > facts.version)
         {
-            *self.place(kind) = Some(before.clone());
+            *self.place(kind) = before;
             return;
         }
         let same = before.filter(|before| before.facts.uid == facts.uid);
