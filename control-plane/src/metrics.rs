@@ -74,3 +74,8 @@ pub const PROJECT_RECONCILES: &str = "ambient_control_plane_project_reconciles_t
 pub const KUBERNETES_REQUESTS: &str = "ambient_control_plane_kubernetes_requests_total";
 /// Histogram, label `verb`: how long an answer took, in seconds; of a watch, until it began.
 pub const KUBERNETES_SECONDS: &str = "ambient_control_plane_kubernetes_request_duration_seconds";
+/// Counter, label `kind`: times a watch could not be had, or was interrupted.
+pub const WATCH_FAILURES: &str = "ambient_control_plane_kubernetes_watch_failures_total";
+/// Counter, label `what`: objects of running sessions that somebody had changed and that were put
+/// right.
+pub const REPAIRS: &str = "ambient_control_plane_kubernetes_repairs_total";

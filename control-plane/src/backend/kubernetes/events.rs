@@ -45,7 +45,8 @@ pub(super) enum News {
     RefreshFailed(String),
     /// Its token is replaced again, after it could not be.
     RefreshWorks,
-    /// What somebody else had changed was put right.
+    /// What somebody else had changed was put right: labels, owner or the whole of this kind of
+    /// object.
     Repaired(&'static str),
 }
 
@@ -134,7 +135,7 @@ fn event(session: &SessionRef, uid: &str, news: News, now: SystemTime) -> Event 
         News::Repaired(what) => (
             "Repaired",
             "Repair",
-            format!("{what} had been changed, and is as it was"),
+            format!("the session's {what} had been changed, and is as it was"),
         ),
     };
     let pod = session.pod();

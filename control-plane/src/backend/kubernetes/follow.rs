@@ -17,9 +17,12 @@ use kube::{
     api::{ListParams, WatchParams},
     core::WatchEvent,
 };
+use metrics::counter;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
+
+use crate::metrics::WATCH_FAILURES;
 
 /// Objects on one page of a list: some megabytes of pods.
 const PAGE: u32 = 250;
@@ -125,6 +128,7 @@ where
                 Err(Interruption::Expired) => version = None,
                 Err(error) => {
                     failures += 1;
+                    counter!(WATCH_FAILURES, "kind" => self.kind).increment(1);
                     self.log(&error, failures);
                     if failures.is_multiple_of(LIST_FROM) {
                         version = None;

@@ -13,6 +13,7 @@ use kube::{
     api::{Patch, PatchParams},
     core::PartialObjectMeta,
 };
+use metrics::counter;
 use serde_json::json;
 use tracing::info;
 
@@ -24,7 +25,7 @@ use super::{
     refusal::{backend_error, is_not_found},
     seen::{Entry, facts::Kind},
 };
-use crate::backend::BackendError;
+use crate::{backend::BackendError, metrics::REPAIRS};
 
 /// Repairs at once.
 pub(super) const CONCURRENCY: usize = 4;
@@ -47,6 +48,16 @@ pub(crate) enum Repair {
 
 impl Repair {
     pub(super) const ALL: [Self; 4] = [Self::Pod, Self::Account, Self::Service, Self::Rest];
+
+    /// The label in metrics, and what Events call it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Account => "serviceaccount",
+            Self::Service => "service",
+            Self::Rest => "rest",
+        }
+    }
 
     /// The kind that must have been listed, or nothing can be said of it.
     pub(super) fn needs(self) -> Option<Kind> {
@@ -118,11 +129,7 @@ impl Inner {
                 let reader = self.reader(&session.namespace);
                 self.seen
                     .wrote(&session.namespace, Kind::Pod, reader.pod(&pod));
-                self.repaired(
-                    session,
-                    entry,
-                    "the labels or the owner of the session's pod",
-                );
+                self.repaired(Repair::Pod, session, entry);
                 Ok(())
             }
             Err(error) if is_not_found(&error) => Ok(()),
@@ -161,7 +168,7 @@ impl Inner {
                 let reader = self.reader(&session.namespace);
                 let sighting = reader.account(&account.metadata);
                 self.seen.wrote(&session.namespace, Kind::Account, sighting);
-                self.repaired(session, entry, "the labels of the session's ServiceAccount");
+                self.repaired(Repair::Account, session, entry);
                 Ok(())
             }
             Err(error) if is_not_found(&error) => Ok(()),
@@ -178,7 +185,7 @@ impl Inner {
             return Ok(());
         };
         self.apply_service(session, owner).await?;
-        self.repaired(session, entry, "the session's Service");
+        self.repaired(Repair::Service, session, entry);
         Ok(())
     }
 
@@ -190,8 +197,10 @@ impl Inner {
         }
     }
 
-    fn repaired(&self, session: &SessionRef, entry: &Entry, what: &'static str) {
+    fn repaired(&self, repair: Repair, session: &SessionRef, entry: &Entry) {
+        let what = repair.as_str();
         info!(session = %session.id.hash(), what, "repaired");
+        counter!(REPAIRS, "what" => repair.as_str()).increment(1);
         if let Some((held, _)) = entry.pod() {
             self.teller
                 .tell(session, &held.facts.uid, News::Repaired(what));
