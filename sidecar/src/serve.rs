@@ -265,6 +265,9 @@ async fn serve<H: Handler>(
         let mut served =
             pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         tokio::select! {
+            // First what the client has sent: on a busy machine it may have waited here for longer
+            // than the connection may be idle.
+            biased;
             ended = served.as_mut() => ended,
             () = close.cancelled() => {
                 served.as_mut().graceful_shutdown();
