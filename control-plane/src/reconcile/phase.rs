@@ -86,20 +86,23 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
     }
     let own = run.filter(|run| run.generation == session.generation);
     let own = own.map(|run| &run.status);
+    let namespace = run.and_then(|run| run.namespace.clone());
     let status = match (session.phase, own) {
         (
             Phase::Pending | Phase::Creating | Phase::Running,
             Some(RunStatus::Running { since, not_ready }),
         ) => running(*since, not_ready.as_ref()),
-        (
-            Phase::Creating,
-            Some(RunStatus::Starting {
-                waits_for: Some(reason),
-            }),
-        ) => Status {
-            condition: Condition::because(reason),
-            ..creating()
-        },
+        (Phase::Creating, Some(RunStatus::Starting { waits_for }))
+            if waits_for.is_some() || namespace.is_some() =>
+        {
+            let made = creating();
+            Status {
+                condition: waits_for
+                    .as_ref()
+                    .map_or(made.condition, Condition::because),
+                ..made
+            }
+        }
         (Phase::Pending | Phase::Creating | Phase::Running, Some(RunStatus::Doomed(reason))) => {
             failed(reason, None)
         }
@@ -118,14 +121,11 @@ pub(crate) fn unreported(session: &Session, run: Option<&RunState>) -> Option<St
             None
             | Some(RunStatus::Starting { .. } | RunStatus::Ending(_) | RunStatus::Ended { .. }),
         )
-        | (
-            Phase::Creating,
-            None | Some(RunStatus::Starting { waits_for: None } | RunStatus::Ending(_)),
-        )
+        | (Phase::Creating, None | Some(RunStatus::Starting { .. } | RunStatus::Ending(_)))
         | (Phase::Running, Some(RunStatus::Starting { .. })) => return None,
     };
     let status = Status {
-        namespace: run.and_then(|run| run.namespace.clone()),
+        namespace,
         ..status
     };
     (!is_reported(session, &status)).then_some(status)

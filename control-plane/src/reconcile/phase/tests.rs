@@ -288,6 +288,14 @@ fn the_namespace_is_reported_once() {
     let mut state = run(1, running_run());
     state.namespace = Some("team".to_owned());
     let mut session = session(Phase::Creating, 1);
+    let pod_made = RunState {
+        status: starting_run(),
+        ..state.clone()
+    };
+    let status = unreported(&session, Some(&pod_made)).unwrap();
+    assert_eq!(status.phase, Phase::Creating);
+    assert_eq!(status.namespace.as_deref(), Some("team"));
+
     let status = unreported(&session, Some(&state)).unwrap();
     let request = request(&session, &status, at(300));
     assert_eq!(request.kube_namespace.as_deref(), Some("team"));
