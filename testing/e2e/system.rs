@@ -379,9 +379,12 @@ pub fn pod(id: &str) -> String {
     format!("session-{id}-runner")
 }
 
-/// A session whose agent is this shell script, in an image that knows nothing of us.
+/// A session whose agent is this shell script, in an image that knows nothing of us. What it writes
+/// is in its pod's log.
 pub fn shell(script: &str) -> NewSession {
-    NewSession::script(script).annotation("agent-image", &Image::reference("shell"))
+    NewSession::script(script)
+        .annotation("agent-image", &Image::reference("shell"))
+        .io("none")
 }
 
 /// The reason of a session's condition `Ready`.

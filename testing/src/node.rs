@@ -50,7 +50,7 @@ const START: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Lines of a program's log that a failure shows.
-const LAST_LINES: usize = 60;
+const LAST_LINES: usize = 25;
 
 /// The machine side of a node: namespaces, their link to here, containerd with images. A cluster
 /// that listens at [`Machine::address`] can be reached from its pods.

@@ -12,11 +12,20 @@ pub async fn sees_it(system: &System) -> String {
     system.phase(&id, Phase::Running).await;
     system.says(&id, "started").await;
 
+    let name = pod(&id);
+    let wait = [
+        "wait",
+        "--namespace",
+        PROJECT,
+        "--for=condition=Ready",
+        "pod",
+        &name,
+    ];
+    kube.run(&wait).await;
     let label = format!("ambient-code.io/session-id={id}");
     let get = ["get", "pods", "--namespace", PROJECT, "--selector", &label];
     let pods = kube.run(&get).await;
     assert!(pods.contains("2/2") && pods.contains("Running"), "{pods}");
-    let name = pod(&id);
     let describe = ["describe", "pod", &name, "--namespace", PROJECT];
     let described = kube.run(&describe).await;
     let from_us = described
