@@ -235,3 +235,6 @@ fn advance(version: &mut Option<String>, to: Option<&String>) {
 fn number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;
