@@ -122,7 +122,7 @@ impl Rules {
                 .chain(people::roles().map(|(name, rules)| cluster_role(name, rules)))
                 .collect(),
             cluster_role_binding: ClusterRoleBinding {
-                metadata: metadata(CONTROL_PLANE, None),
+                metadata: metadata(&format!("{CONTROL_PLANE}:{}", settings.namespace), None),
                 role_ref: reference("ClusterRole", CONTROL_PLANE),
                 subjects: Some(vec![subject.clone()]),
             },
@@ -173,8 +173,8 @@ fn cluster_wide(settings: &RuleSettings) -> Vec<PolicyRule> {
         .collect();
     vec![
         rule(CORE, &["namespaces"], namespaces),
-        // To bind itself where it has no right yet. Deleting them comes with that binding.
-        rule(RBAC, &["rolebindings"], &["get", "list", "create", "patch"]),
+        // To bind itself where it has no right yet. Listing and deleting come with that binding.
+        rule(RBAC, &["rolebindings"], &["get", "create", "patch"]),
         named(RBAC, &["clusterroles"], &["bind"], &bound),
     ]
 }
@@ -203,8 +203,8 @@ fn in_projects() -> Vec<PolicyRule> {
             &["networkpolicies"],
             &["create", "patch", "delete"],
         ),
-        rule(RBAC, &["rolebindings"], &["delete"]),
-        rule("events.k8s.io", &["events"], &["create", "patch"]),
+        rule(RBAC, &["rolebindings"], &["list", "delete"]),
+        rule("events.k8s.io", &["events"], &["create"]),
     ]
 }
 

@@ -126,7 +126,8 @@ fn policy(
         settings.namespace, settings.service_account
     );
     ValidatingAdmissionPolicy {
-        metadata: metadata(name, None),
+        // By installation: each has its own user.
+        metadata: metadata(&format!("{name}.{}", settings.namespace), None),
         spec: Some(ValidatingAdmissionPolicySpec {
             failure_policy: Some("Fail".to_owned()),
             match_conditions: Some(vec![MatchCondition {
