@@ -375,7 +375,7 @@ fn desired(settings: &ServeSettings, keys: &Keys) -> DesiredSettings {
         place: Place::Pods(PodLimits {
             default_image: settings.kubernetes.images.agent.clone(),
             allowed_images: settings.agent_image_allow.clone(),
-            ..PodLimits::default()
+            max_resources: settings.max_resources.clone(),
         }),
     }
 }

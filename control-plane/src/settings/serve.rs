@@ -24,6 +24,7 @@ use crate::{
     },
     check::CheckSettings,
     cluster::ClusterSettings,
+    reconcile::desired::parse_quantities,
     refresh::Interval,
     rules::{CONTROL_PLANE, RuleSettings},
 };
@@ -57,6 +58,8 @@ pub struct ServeSettings {
     pub agent_command: Option<Vec<String>>,
     /// Images that sessions may ask for, as globs.
     pub agent_image_allow: Vec<String>,
+    /// The most of each resource that a session may ask for, as Kubernetes quantities.
+    pub max_resources: BTreeMap<String, String>,
     /// `LOG_LEVEL` of runners and sidecars.
     pub runner_log_level: Option<String>,
     /// Proxies, which sessions get too.
@@ -161,6 +164,8 @@ pub(super) fn check(
         namespace,
     };
     let token_url = url(faults, "CP_TOKEN_URL", &token_url);
+    let max_resources = parse_quantities(&from.ambient_max_resources);
+    let max_resources = faults.check("AMBIENT_MAX_RESOURCES", max_resources);
     Some(ServeSettings {
         token_url: token_url?,
         admin_listen: listen(faults, "AMBIENT_ADMIN_LISTEN", &from.ambient_admin_listen),
@@ -172,6 +177,7 @@ pub(super) fn check(
         allow_unproven: flag(faults, "CP_ALLOW_UNPROVEN", &from.cp_allow_unproven),
         passed_on: proxies(&environment),
         agent_image_allow: from.agent_image_allow,
+        max_resources: max_resources.unwrap_or_default(),
         runner_log_level: from.runner_log_level,
         api_url: api_url?,
         grpc_address,

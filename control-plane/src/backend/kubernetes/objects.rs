@@ -88,7 +88,8 @@ pub(crate) fn service_account(session: &SessionRef) -> ServiceAccount {
     }
 }
 
-/// The token Secret. `now` counts as the time of issue where the token does not say one.
+/// The token Secret. `now` counts as the time of issue where the token does not say one, and for one
+/// that never expires: of that it matters whether it was written under an earlier configuration.
 pub(crate) fn token_secret(
     session: &SessionRef,
     owner_uid: &str,
@@ -96,7 +97,8 @@ pub(crate) fn token_secret(
     now: SystemTime,
 ) -> Secret {
     let token = &credentials.token;
-    let issued_at = token.issued_at().and_then(written).or_else(|| written(now));
+    let issued_at = token.expires_at().and(token.issued_at());
+    let issued_at = issued_at.and_then(written).or_else(|| written(now));
     let times = [
         (TOKEN_ISSUED_AT, issued_at),
         (TOKEN_EXPIRES_AT, token.expires_at().and_then(written)),

@@ -76,7 +76,7 @@ pub(super) fn agent(
         None if annotation(annotations, AGENT_COMMAND)?.is_some() => {
             Err(malformed(AGENT_COMMAND, wanted))
         }
-        None => without_command(image, settings),
+        None => without_command(image.is_some(), settings),
         Some(program) if program.is_empty() => Err(malformed(AGENT_COMMAND, wanted)),
         Some(_) if command.iter().any(|part| part.contains('\0')) => {
             Err(malformed(AGENT_COMMAND, "free of NUL characters"))
@@ -110,10 +110,10 @@ fn allowed(image: &str, settings: &DesiredSettings) -> Result<String, CannotRun>
 }
 
 /// What is started where nobody names a command.
-fn without_command(image: Option<String>, settings: &DesiredSettings) -> Result<Agent, CannotRun> {
+fn without_command(has_image: bool, settings: &DesiredSettings) -> Result<Agent, CannotRun> {
     let missing = |message: String| Err(CannotRun::new("AgentCommandMissing", message));
     let none = format!("neither the annotation {AGENT_COMMAND} nor AGENT_COMMAND names a command");
-    if image.is_some() {
+    if has_image {
         return missing(format!(
             "{none}, which an image needs: its own cannot be seen"
         ));

@@ -14,6 +14,22 @@ use crate::{backend::ResourceOverrides, sessions::Session};
 /// `4Gi` of memory.
 const LEAST: [(&str, &str); 2] = [("cpu", "1m"), ("memory", "16Mi")];
 
+/// Reads a JSON object of quantities, such as `{"cpu":"8","memory":"32Gi"}`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(crate) fn parse_quantities(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let parsed: BTreeMap<String, String> = serde_json::from_str(text).map_err(|_| {
+        format!(r#"{text:?} is no JSON object of quantities such as {{"cpu":"8","memory":"32Gi"}}"#)
+    })?;
+    match parsed.iter().find(|(_, it)| Amount::parse(it).is_none()) {
+        Some((name, quantity)) => Err(format!(
+            "{quantity:?} of {name} is no quantity such as 500m, 2 or 4Gi"
+        )),
+        None => Ok(parsed),
+    }
+}
+
 /// What the session asks for, within the operator's limits.
 pub(super) fn overrides(
     session: &Session,

@@ -113,6 +113,15 @@ pub(in crate::settings) struct Serve {
         value_name = "GLOB"
     )]
     pub(in crate::settings) agent_image_allow: Vec<String>,
+    /// The most of each resource that a session may ask for: a JSON object of Kubernetes
+    /// quantities.
+    #[arg(
+        long,
+        env = "AMBIENT_MAX_RESOURCES",
+        default_value = r#"{"cpu":"8","memory":"32Gi"}"#,
+        value_name = "JSON"
+    )]
+    pub(in crate::settings) ambient_max_resources: String,
     /// Who makes the projects' namespaces: standard (this program) or mpp (a tenant operator).
     #[arg(
         long,

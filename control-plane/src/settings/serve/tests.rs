@@ -125,6 +125,10 @@ fn every_fault_is_found() {
         "=nonsense=",
         "--ambient-pod-template",
         "/does/not/exist",
+        "--ambient-max-resources",
+        r#"{"cpu":"lots"}"#,
+        "--ambient-pod-user",
+        "root",
     ]);
     for setting in [
         "AMBIENT_API_SERVER_URL",
@@ -137,6 +141,8 @@ fn every_fault_is_found() {
         "AGENT_COMMAND",
         "RUNNER_LOG_LEVEL",
         "AMBIENT_POD_TEMPLATE",
+        "AMBIENT_MAX_RESOURCES",
+        "AMBIENT_POD_USER",
     ] {
         assert!(
             found.iter().any(|fault| fault.starts_with(setting)),
@@ -208,4 +214,27 @@ fn a_pod_template_is_yaml_or_a_clear_fault() {
     file.write_all(b"spec: [not, a, template]\n").unwrap();
     let found = faults(&["--ambient-pod-template", &path]);
     assert!(found[0].contains("is no pod template"), "{found:?}");
+}
+
+#[test]
+fn a_tenant_operators_platform_says_whom_pods_run_as() {
+    let user = |arguments: &[&str]| serve(arguments, &CREDENTIALS).unwrap().kubernetes.pods.user;
+    assert_eq!(user(&[]), PodUser::Ours);
+    assert_eq!(user(&["--platform-mode", "mpp"]), PodUser::Platform);
+    assert_eq!(user(&["--ambient-pod-user", "platform"]), PodUser::Platform);
+    let ours = ["--platform-mode", "mpp", "--ambient-pod-user", "ours"];
+    assert_eq!(user(&ours), PodUser::Ours);
+}
+
+#[test]
+fn a_pod_template_that_says_what_is_not_its_to_say_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let template = |text: &str| {
+        fs::write(path, text).unwrap();
+        serve(&["--ambient-pod-template", path], &CREDENTIALS)
+    };
+    assert!(template("spec:\n  nodeSelector: {pool: agents}\n").is_ok());
+    let faults = template("spec:\n  serviceAccountName: admin\n").unwrap_err();
+    assert!(faults[0].contains("spec.serviceAccountName"), "{faults:?}");
 }

@@ -83,15 +83,19 @@ pub(super) fn plan(
     settings: &KubernetesSettings,
 ) -> Result<Plan, BackendError> {
     let images = &settings.images;
-    let runner_image = required(&images.runner, "RunnerImageMissing", "AMBIENT_RUNNER_IMAGE")?;
+    let runner_image = required(
+        images.runner.as_ref(),
+        "RunnerImageMissing",
+        "AMBIENT_RUNNER_IMAGE",
+    )?;
     let sidecar_image = required(
-        &images.sidecar,
+        images.sidecar.as_ref(),
         "SidecarImageMissing",
         "AMBIENT_SIDECAR_IMAGE",
     )?;
     let image = match image {
         Some(image) => image,
-        None => required(&images.agent, "AgentImageMissing", "RUNNER_IMAGE")?,
+        None => required(images.agent.as_ref(), "AgentImageMissing", "RUNNER_IMAGE")?,
     };
     let volumes = vec![
         volumes::empty(volumes::PROGRAMS),

@@ -48,7 +48,11 @@ pub(super) fn plan(
     namespace: &str,
     settings: &KubernetesSettings,
 ) -> Result<Plan, BackendError> {
-    let image = required(&settings.images.agent, "AgentImageMissing", "RUNNER_IMAGE")?;
+    let image = required(
+        settings.images.agent.as_ref(),
+        "AgentImageMissing",
+        "RUNNER_IMAGE",
+    )?;
     let companions = companions::plan(run, namespace, settings);
     let vertex = settings.model_access.vertex.as_ref();
     let mut variables = agent_variables(run, namespace);

@@ -147,7 +147,7 @@ fn without_proxy(environment: &BTreeMap<String, String>) -> Option<String> {
     let given = environment.get("NO_PROXY").map_or("", String::as_str);
     let given = given.split(',').map(str::trim).filter(|it| !it.is_empty());
     let mut hosts: Vec<&str> = given.collect();
-    for own in ["localhost", "127.0.0.1"] {
+    for own in ["localhost", "127.0.0.1", "::1"] {
         if !hosts.contains(&own) {
             hosts.push(own);
         }
@@ -170,14 +170,16 @@ pub(super) fn agui_port() -> ContainerPort {
 /// # Errors
 /// `Impossible` when it is not.
 pub(super) fn required<'a>(
-    image: &'a Option<String>,
+    image: Option<&'a String>,
     reason: &'static str,
     setting: &str,
 ) -> Result<&'a str, BackendError> {
-    image.as_deref().ok_or_else(|| BackendError::Impossible {
-        reason,
-        message: format!("no image is set for it; the control plane needs {setting}"),
-    })
+    image
+        .map(String::as_str)
+        .ok_or_else(|| BackendError::Impossible {
+            reason,
+            message: format!("no image is set for it; the control plane needs {setting}"),
+        })
 }
 
 fn check_size(pod: &Pod) -> Result<(), BackendError> {

@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use ambient_shared::{proof::SessionKey, session::SessionId, token::Token};
 use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec};
-use proptest::prelude::*;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -17,8 +16,10 @@ use crate::backend::{
     },
 };
 
+mod overlay;
 mod restricted;
 mod snapshot;
+mod variables;
 
 use restricted::assert_restricted;
 use snapshot::assert_snapshot;
@@ -120,8 +121,8 @@ fn value_of<'a>(pod: &'a Pod, container: &str, variable: &str) -> Option<&'a str
     value
 }
 
-fn overlay(template: Value) -> Option<Box<PodTemplateSpec>> {
-    Some(serde_json::from_value(template).unwrap())
+fn overlay_of(template: Value) -> Box<PodTemplateSpec> {
+    serde_json::from_value(template).unwrap()
 }
 
 fn credentials() -> Credentials {
@@ -180,8 +181,8 @@ fn existing() -> KubernetesSettings {
 }
 
 /// An overlay as operators write it.
-fn usual_overlay() -> Option<Box<PodTemplateSpec>> {
-    overlay(json!({
+fn usual_overlay() -> Box<PodTemplateSpec> {
+    overlay_of(json!({
         "metadata": {
             "labels": {"cost-center": "42"},
             "annotations": {"example.com/note": "hello"},
@@ -243,7 +244,7 @@ fn a_command_runs_in_this_pod() {
 #[test]
 fn a_command_in_its_own_image_with_an_overlay_runs_in_this_pod() {
     let settings = KubernetesSettings {
-        overlay: usual_overlay(),
+        overlay: Some(usual_overlay()),
         pods: PodSettings {
             service_ca: Some("openshift-service-ca.crt".to_owned()),
             ..PodSettings::default()
@@ -346,300 +347,4 @@ fn a_pod_that_no_object_can_hold_is_impossible() {
     let (reason, message) = refusal(&run, &settings());
     assert_eq!(reason, "PodTooLarge");
     assert!(message.contains("environment"), "{message}");
-}
-
-#[test]
-fn paths_are_the_pods_whatever_the_run_says() {
-    let mut run = run(command(None));
-    for name in [
-        "AMBIENT_TOKEN_FILE",
-        "AMBIENT_BOT_TOKEN_FILE",
-        "AMBIENT_ADMIN_LISTEN",
-        "WORKSPACE_PATH",
-        "HOME",
-        "AGENTIC_SESSION_NAMESPACE",
-    ] {
-        run.environment
-            .insert(name.to_owned(), "elsewhere".to_owned());
-    }
-    let pod = pod_of(&run, &settings());
-    let variables = container_of(&pod, AGENT).env.iter().flatten();
-    let moved = variables.filter(|it| it.value.as_deref() == Some("elsewhere"));
-    assert_eq!(
-        moved.map(|it| &it.name).collect::<Vec<_>>(),
-        Vec::<&String>::new()
-    );
-}
-
-#[test]
-fn a_log_level_that_a_sidecar_would_not_start_with_is_not_passed_on() {
-    let mut run = run(command(None));
-    run.environment
-        .insert("LOG_LEVEL".to_owned(), "=".to_owned());
-    let pod = pod_of(&run, &settings());
-    assert_eq!(value_of(&pod, "ambient-sidecar", "LOG_LEVEL"), None);
-    assert_eq!(value_of(&pod, AGENT, "LOG_LEVEL"), Some("="));
-}
-
-#[test]
-fn companions_join_for_the_credentials_that_the_session_has() {
-    let names = |ids: Option<&str>| -> Vec<String> {
-        let mut run = run(Agent::RunnerImage);
-        let ids = ids.map(|ids| ("CREDENTIAL_IDS".to_owned(), ids.to_owned()));
-        run.environment.extend(ids);
-        let spec = pod_of(&run, &existing()).spec.unwrap();
-        spec.containers.into_iter().map(|it| it.name).collect()
-    };
-    assert_eq!(names(Some("{}")), [AGENT, "ambient-mcp"]);
-    assert_eq!(
-        names(Some(r#"{"jira":"c","gitlab":"d"}"#)),
-        [AGENT, "ambient-mcp", "credential-jira"]
-    );
-    assert_eq!(names(None).len(), 6);
-}
-
-#[test]
-fn a_companion_knows_its_own_credential_alone_and_the_runner_none() {
-    let mut run = run(Agent::RunnerImage);
-    let ids = r#"{"github":"c1","jira":"c2"}"#.to_owned();
-    run.environment.insert("CREDENTIAL_IDS".to_owned(), ids);
-    let pod = pod_of(&run, &existing());
-    assert_eq!(
-        value_of(&pod, "credential-jira", "CREDENTIAL_IDS"),
-        Some(r#"{"jira":"c2"}"#)
-    );
-    assert_eq!(value_of(&pod, AGENT, "CREDENTIAL_IDS"), None);
-    assert_eq!(
-        value_of(&pod, AGENT, "CREDENTIAL_MCP_URLS"),
-        Some(r#"{"github":"http://localhost:8091","jira":"http://localhost:8092"}"#)
-    );
-}
-
-/// Says everything that is not an overlay's to say.
-fn hostile_overlay() -> Option<Box<PodTemplateSpec>> {
-    overlay(json!({
-        "metadata": {
-            "name": "other",
-            "namespace": "other",
-            "labels": {"ambient-code.io/session-id": "other", "ambient-code.io/managed": "false"},
-            "annotations": {"ambient-code.io/generation": "9"},
-            "ownerReferences": [],
-        },
-        "spec": {
-            "serviceAccountName": "admin",
-            "serviceAccount": "admin",
-            "automountServiceAccountToken": true,
-            "restartPolicy": "Always",
-            "ephemeralContainers": [{"name": "debug", "image": "x"}],
-            "containers": [{
-                "name": "ambient-code-runner",
-                "image": "other",
-                "command": ["other"],
-                "args": ["other"],
-                "env": [{"name": "SESSION_ID", "value": "other"}],
-                "volumeMounts": [
-                    {"name": "other", "mountPath": "/var/run/secrets/ambient/"},
-                    {"name": "other", "mountPath": "/var/run/secrets/ambient", "subPath": "x"},
-                ],
-            }],
-            "initContainers": [{"name": "ambient-sidecar", "restartPolicy": "Never"}],
-            "volumes": [
-                {"name": "ambient-token", "secret": {"secretName": "other"}},
-                {"name": "other", "emptyDir": {}},
-            ],
-        },
-    }))
-}
-
-#[test]
-fn an_overlay_cannot_make_the_pod_somebody_elses() {
-    let plain = pod_of(&run(command(None)), &settings());
-    let settings = KubernetesSettings {
-        overlay: hostile_overlay(),
-        ..settings()
-    };
-    let mut pod = pod_of(&run(command(None)), &settings);
-    let volumes = pod.spec.as_mut().unwrap().volumes.as_mut().unwrap();
-    volumes.retain(|volume| volume.name != "other");
-    assert_eq!(pod, plain);
-}
-
-#[test]
-fn an_overlay_that_tries_is_refused_with_all_that_is_wrong() {
-    let refused = check_overlay(&hostile_overlay().unwrap()).unwrap_err();
-    for what in [
-        "metadata.labels[ambient-code.io/session-id]",
-        "metadata.labels[ambient-code.io/managed]",
-        "metadata.annotations[ambient-code.io/generation]",
-        "spec.serviceAccountName",
-        "spec.serviceAccount",
-        "spec.automountServiceAccountToken",
-        "spec.restartPolicy",
-        "spec.ephemeralContainers",
-        "spec.volumes[ambient-token]",
-        "image of ambient-code-runner",
-        "command of ambient-code-runner",
-        "args of ambient-code-runner",
-        "the variable SESSION_ID of ambient-code-runner",
-        "the mount at /var/run/secrets/ambient of ambient-code-runner",
-        "restartPolicy of ambient-sidecar",
-    ] {
-        assert!(refused.contains(what), "{what} not in {refused}");
-    }
-    assert_eq!(check_overlay(&usual_overlay().unwrap()), Ok(()));
-}
-
-#[test]
-fn an_overlay_replaces_a_volume_and_a_variable_as_a_whole() {
-    let settings = KubernetesSettings {
-        overlay: overlay(json!({"spec": {
-            "containers": [{"name": AGENT, "env": [
-                {"name": "INITIAL_PROMPT", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}},
-            ]}],
-            "volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": "w"}}],
-        }})),
-        ..settings()
-    };
-    let pod = pod_of(&run(command(None)), &settings);
-    let variables = container_of(&pod, AGENT).env.as_ref().unwrap();
-    let prompt: Vec<_> = variables
-        .iter()
-        .filter(|it| it.name == "INITIAL_PROMPT")
-        .collect();
-    assert_eq!(prompt.len(), 1);
-    assert_eq!(prompt[0].value, None);
-    let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
-    let workspace: Vec<_> = volumes.iter().filter(|it| it.name == "workspace").collect();
-    assert_eq!(workspace.len(), 1);
-    assert_eq!(workspace[0].empty_dir, None);
-}
-
-/// Requests and limits of the agent with this asked for, and the operator's overlay of both.
-fn resources_with(overlaid: Value, requests: Value, limits: Value) -> Value {
-    let settings = KubernetesSettings {
-        overlay: overlay(json!({"spec": {"containers": [{"name": AGENT, "resources": overlaid}]}})),
-        ..settings()
-    };
-    let mut run = run(command(None));
-    run.resources.requests = serde_json::from_value(requests).unwrap();
-    run.resources.limits = serde_json::from_value(limits).unwrap();
-    let pod = pod_of(&run, &settings);
-    json!(container_of(&pod, AGENT).resources)
-}
-
-#[test]
-fn what_a_session_asks_for_moves_what_would_contradict_it() {
-    let usual = json!({});
-    for (overlaid, requests, limits, expected) in [
-        (
-            usual.clone(),
-            json!({}),
-            json!({}),
-            json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "4Gi"}}),
-        ),
-        (
-            usual.clone(),
-            json!({"cpu": "3"}),
-            json!({}),
-            json!({"requests": {"cpu": "3", "memory": "1Gi"}, "limits": {"cpu": "3", "memory": "4Gi"}}),
-        ),
-        (
-            usual.clone(),
-            json!({}),
-            json!({"cpu": "0.25", "memory": "512Mi"}),
-            json!({"requests": {"cpu": "0.25", "memory": "512Mi"}, "limits": {"cpu": "0.25", "memory": "512Mi"}}),
-        ),
-        (
-            usual,
-            json!({"memory": "2Gi"}),
-            json!({"memory": "8Gi"}),
-            json!({"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"cpu": "2", "memory": "8Gi"}}),
-        ),
-        (
-            json!({"requests": {"cpu": "100m"}, "limits": {"memory": "16Gi"}}),
-            json!({"memory": "5Gi"}),
-            json!({}),
-            json!({"requests": {"cpu": "100m", "memory": "5Gi"}, "limits": {"cpu": "2", "memory": "16Gi"}}),
-        ),
-    ] {
-        assert_eq!(resources_with(overlaid, requests, limits), expected);
-    }
-}
-
-/// What the kubelet makes of a value: `$$` is a dollar, `$(NAME)` a variable.
-fn expanded(text: &str) -> String {
-    let mut expanded = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('$') {
-        expanded.push_str(before);
-        let reference = after.strip_prefix('(').and_then(|it| it.split_once(')'));
-        if let Some(after) = after.strip_prefix('$') {
-            expanded.push('$');
-            rest = after;
-        } else if let Some((_, after)) = reference {
-            expanded.push_str("<resolved>");
-            rest = after;
-        } else {
-            expanded.push('$');
-            rest = after;
-        }
-    }
-    expanded + rest
-}
-
-#[test]
-fn the_kubelet_replaces_what_is_not_protected() {
-    assert_eq!(expanded("a$(HOME) $$ $x $("), "a<resolved> $ $x $(");
-}
-
-proptest! {
-    #[test]
-    fn the_kubelet_hands_over_what_was_written(
-        value in "([$()]|\\PC){0,20}",
-        word in "([$()]|[a-z]){0,20}",
-    ) {
-        let mut run = run(Agent::Command { command: vec!["agent".to_owned(), word.clone()], image: None });
-        run.environment.insert("VALUE".to_owned(), value.clone());
-        let pod = pod_of(&run, &settings());
-        let seen = value_of(&pod, AGENT, "VALUE").map(expanded);
-        prop_assert_eq!(seen, Some(value));
-        let command = container_of(&pod, AGENT).command.clone().unwrap();
-        prop_assert_eq!(command.last().map(|it| expanded(it)), Some(word));
-    }
-
-    #[test]
-    fn only_the_secret_has_secrets(
-        token in "[!-~]{8,64}",
-        key in "[A-Za-z0-9+/=]{8,64}",
-        api_key in "sk-[A-Za-z0-9]{16,64}",
-        as_it_is: bool,
-    ) {
-        let mut settings = existing();
-        settings.images.runner = Some("runner".to_owned());
-        settings.images.sidecar = Some("sidecar".to_owned());
-        settings.model_access.anthropic_api_key = Some(SecretString::from(api_key.clone()));
-        let agent = if as_it_is { Agent::RunnerImage } else { command(None) };
-        let credentials = Credentials {
-            token: Token::new(&token, None).unwrap(),
-            session_key: SessionKey::from_text(&key).unwrap(),
-        };
-        let session = session_in(&settings);
-        let secret = token_secret(&session, OWNER, &credentials, now());
-        let others = json!([
-            service_account(&session),
-            service(&session, OWNER),
-            pod_of(&run(agent), &settings),
-            secret.metadata,
-        ]);
-        let others = others.to_string();
-        for one in [&token, &key, &api_key] {
-            let quoted = Value::from(one.as_str()).to_string();
-            let encoded = json!(ByteString(one.as_bytes().to_vec()));
-            prop_assert!(!others.contains(quoted.trim_matches('"')));
-            prop_assert!(!others.contains(encoded.as_str().unwrap()));
-        }
-        let data = secret.data.unwrap();
-        prop_assert_eq!(&data["api-token"].0, token.as_bytes());
-        prop_assert_eq!(&data["session-key"].0, key.as_bytes());
-    }
 }

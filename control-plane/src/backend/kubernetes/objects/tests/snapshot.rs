@@ -24,7 +24,7 @@ pub fn assert_snapshot(name: &str, objects: &Value) {
     let line = same.take_while(|(before, now)| before == now).count();
     let around = |text: &str| -> String {
         let lines = text.lines().skip(line.saturating_sub(3)).take(10);
-        lines.map(|line| format!("    {line}\n")).collect()
+        lines.flat_map(|line| ["    ", line, "\n"]).collect()
     };
     panic!(
         "{name} is not as in {}, from line {}:\n{}  now:\n{}\
