@@ -23,3 +23,4 @@ mod refresh;
 mod rights;
 mod rules;
 mod scene;
+mod serve;
