@@ -22,6 +22,7 @@ pub mod keypair;
 pub mod load;
 pub mod local;
 pub mod node;
+pub mod ports;
 pub mod processes;
 pub mod programs;
 pub mod table;

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     DEADLINE,
     keypair::RsaKey,
+    ports::Port,
     processes::{self, Process},
     programs::{Program, Running, binary},
 };
@@ -41,6 +42,8 @@ pub struct Local {
     binary: PathBuf,
     _binaries: TempDir,
     addresses: Addresses,
+    /// While it is down, nobody else gets them.
+    _ports: [Port; 3],
     client: reqwest::Client,
     /// The program.
     pub program: Running,
@@ -87,17 +90,15 @@ impl Setup {
         put_keypair(data.path());
         let binaries = tempfile::tempdir().expect("a folder");
         let binary = self.binaries(binaries.path());
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let ports = Addresses {
-            rest: any,
-            grpc: any,
-            token: any,
-        };
-        let (program, addresses) = self.launch(&binary, data.path(), ports).await;
+        let ports = [Port::free(), Port::free(), Port::free()];
+        let [rest, grpc, token] = ports.each_ref().map(Port::address);
+        let addresses = Addresses { rest, grpc, token };
+        let program = self.launch(&binary, data.path(), addresses).await;
         Local {
             data,
             binary,
             addresses,
+            _ports: ports,
             client: reqwest::Client::builder()
                 .no_proxy()
                 .build()
@@ -136,7 +137,7 @@ impl Setup {
         folder.join("ambient-control-plane")
     }
 
-    async fn launch(&self, binary: &Path, data: &Path, ports: Addresses) -> (Running, Addresses) {
+    async fn launch(&self, binary: &Path, data: &Path, ports: Addresses) -> Running {
         let mut program = Program::at(binary)
             .env("AMBIENT_LOG_FORMAT", "json")
             .arg("local")
@@ -150,12 +151,10 @@ impl Setup {
             program = program.env(name, value);
         }
         let mut running = program.start();
-        let addresses = Addresses {
-            rest: running.listening("rest").await,
-            grpc: running.listening("grpc").await,
-            token: running.listening("endpoint").await,
-        };
-        (running, addresses)
+        for port_of in ["rest", "grpc", "endpoint"] {
+            running.listening(port_of).await;
+        }
+        running
     }
 }
 
@@ -247,9 +246,7 @@ impl Local {
         let again = self
             .setup
             .launch(&self.binary, self.data.path(), self.addresses);
-        let (program, addresses) = again.await;
-        self.program = program;
-        self.addresses = addresses;
+        self.program = again.await;
     }
 
     /// Processes of its sessions: all that have its data folder in their arguments or environment,

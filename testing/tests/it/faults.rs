@@ -54,10 +54,15 @@ async fn control_plane_and_api_server_killed_while_the_agent_speaks() {
 #[tokio::test]
 async fn agent_that_ends_while_the_control_plane_is_down_is_reported_after() {
     let mut local = Local::start(&[]).await;
-    let script = "echo started; sleep 1; exit 5";
-    let id = local.create(NewSession::script(script).io("none")).await;
+    let go = local.data().join("go");
+    let script = format!(
+        "until [ -e '{}' ]; do sleep 0.1; done; exit 5",
+        go.display()
+    );
+    let id = local.create(NewSession::script(&script).io("none")).await;
     local.phase(&id, Phase::Running).await;
     local.kill().await;
+    std::fs::write(go, "").unwrap();
     assert_nothing_left(&local).await;
     local.start_again().await;
 

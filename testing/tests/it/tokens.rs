@@ -8,17 +8,20 @@ use ambient_testing::{
     local::{Local, NewSession, Setup},
 };
 
-/// Life of the tokens in these tests: ten pass in a minute.
-const TTL: [&str; 2] = ["--token-ttl", "6s"];
+/// Life of the tokens in these tests: several pass in a minute, and each is renewed two seconds
+/// before its end, which a slow machine may need.
+const TTL: [&str; 2] = ["--token-ttl", "10s"];
 
-/// Reads the `exp` of the token file each second for a minute, and says `exp NOW EXP`.
+/// Reads the `exp` of the token file each second for a minute, and says `exp NOW EXP`: what time it
+/// was before it read.
 const WATCH_EXP: &str = r#"
     second=0
     while [ "$second" -lt 60 ]; do
+        now=$(date +%s)
         payload=$(cut -d. -f2 "$AMBIENT_TOKEN_FILE" | tr '_-' '/+')
         while [ $((${#payload} % 4)) -ne 0 ]; do payload="$payload="; done
         exp=$(printf %s "$payload" | base64 -d | sed -E 's/.*"exp":([0-9]+).*/\1/')
-        echo "exp $(date +%s) $exp"
+        echo "exp $now $exp"
         second=$((second + 1))
         sleep 1
     done"#;
@@ -58,7 +61,7 @@ async fn assert_always_fresh(local: &Local, id: &str, ways: &str) {
         );
     }
     let different: BTreeSet<_> = seen.iter().map(|(_, exp)| exp).collect();
-    assert!(different.len() >= 8, "{ways}: hardly renewed: {seen:?}");
+    assert!(different.len() >= 5, "{ways}: hardly renewed: {seen:?}");
 }
 
 #[tokio::test]
@@ -99,7 +102,7 @@ async fn token_file_never_holds_an_expired_token() {
 #[tokio::test]
 async fn endpoint_that_goes_silent_and_comes_back_costs_no_token() {
     let relay = Relay::start(([127, 0, 0, 1], 9).into()).await;
-    let local = Setup::new(&["--token-ttl", "4s"])
+    let local = Setup::new(&["--token-ttl", "8s"])
         .runner_env(
             "AMBIENT_CP_TOKEN_URL",
             &format!("http://{}/token", relay.address()),
