@@ -10,6 +10,7 @@ use ambient_shared::{client::GrpcAddress, clock::Clock};
 use ambient_testing::{
     cluster::{CONTROL_PLANE, NOBODY, User},
     idp::{CLIENT_ID, Idp},
+    programs::Program,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -154,4 +155,26 @@ async fn a_token_that_nobody_takes_is_seen() {
     let rest = details(&report, "API server REST", Outcome::Note);
     assert!(rest.contains("gRPC"), "{rest}");
     details(&report, "API server gRPC", Outcome::Failed);
+}
+
+#[tokio::test]
+async fn the_verb_prints_the_table_and_says_by_its_exit_code() {
+    let mut program = Program::new("ambient-control-plane")
+        .arg("check")
+        .env("AMBIENT_API_TOKEN", TOKEN)
+        .env("AMBIENT_API_SERVER_URL", "http://127.0.0.1:1")
+        .env("AMBIENT_GRPC_SERVER_ADDR", "127.0.0.1:1")
+        .env("KUBECONFIG", "/nowhere/kubeconfig")
+        .start();
+
+    let status = program.wait().await;
+
+    assert_eq!(status.code(), Some(69), "{:?}", program.log());
+    let table = program.output();
+    assert!(table[0].starts_with("CHECK "), "{table:#?}");
+    assert_eq!(table.len(), 5, "{table:#?}");
+    assert!(
+        table[4].starts_with("Kubernetes API   failed"),
+        "{table:#?}"
+    );
 }

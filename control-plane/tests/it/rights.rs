@@ -236,7 +236,7 @@ async fn ends(cluster: &Cluster, api: &RealApi) {
     let pulling = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{IMAGES}/rolebindings");
     cluster.wait_for(&pulling, |it| {
         let mut left = it["items"].as_array().unwrap().iter();
-        !left.any(|it| managed_by_us(it))
+        !left.any(managed_by_us)
     });
 }
 
@@ -246,7 +246,8 @@ async fn assert_all_used(cluster: &Cluster) {
         verb: "escalate".to_owned(),
         ..rights[0].clone()
     };
-    let unused = permissions::unused(&[idle.clone()], CONTROL_PLANE.name, &cluster.requests());
+    let requests = cluster.requests();
+    let unused = permissions::unused(std::slice::from_ref(&idle), CONTROL_PLANE.name, &requests);
     assert_eq!(unused, [idle]);
     let deadline = Instant::now() + DEADLINE;
     loop {

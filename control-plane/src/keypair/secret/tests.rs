@@ -6,7 +6,9 @@ use aws_lc_rs::rsa::KeySize;
 
 use super::*;
 
-fn content(data: &[(&str, &[u8])]) -> Content {
+type Data<'a> = &'a [(&'a str, &'a [u8])];
+
+fn content(data: Data<'_>) -> Content {
     let data = data.iter();
     Content::new(
         "Secret here/it".to_owned(),
@@ -73,7 +75,7 @@ fn a_fault_names_the_secret_and_the_key() {
     let key = RsaKey::shared();
     let (private, public) = (key.private_pkcs1_pem(), key.public_pem());
     let other = RsaKey::generate(KeySize::Rsa2048).public_pem();
-    let cases: [(&[(&str, &[u8])], &str, &str); 6] = [
+    let cases: [(Data<'_>, &str, &str); 6] = [
         (&[], "private.pem", "no key"),
         (
             &[("private.pem", private.as_bytes())],
