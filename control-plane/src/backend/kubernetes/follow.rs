@@ -156,13 +156,12 @@ where
         reduce: &(impl Fn(&K) -> T + Send),
         mut tell: impl FnMut(Happened<T>) + Send,
     ) -> Result<(), Interruption> {
-        let from = match version {
-            Some(version) => version.clone(),
-            None => {
-                let (all, listed) = self.list(reduce).await?;
-                tell(Happened::Listed(all, number(&listed)));
-                version.insert(listed).clone()
-            }
+        let from = if let Some(version) = version {
+            version.clone()
+        } else {
+            let (all, listed) = self.list(reduce).await?;
+            tell(Happened::Listed(all, number(&listed)));
+            version.insert(listed).clone()
         };
         let seconds = WATCH_SECONDS + rand::random_range(0..=WATCH_SECONDS / 4);
         let params = WatchParams::default()

@@ -265,9 +265,12 @@ impl SessionFolder {
             (TOKEN, credentials.token.expose().as_bytes()),
             (SESSION_KEY, credentials.session_key.expose().as_bytes()),
         ])?;
+        let expires_at = credentials.token.expires_at();
+        // Of one that never expires it matters when it was written: under an earlier configuration?
+        let issued_at = expires_at.and(credentials.token.issued_at()).unwrap_or(now);
         let times = TokenTimes {
-            issued_at: credentials.token.issued_at().unwrap_or(now),
-            expires_at: credentials.token.expires_at(),
+            issued_at,
+            expires_at,
         };
         let record = TokenRecord {
             issued_at: times.issued_at,

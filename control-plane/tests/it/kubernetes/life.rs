@@ -12,7 +12,7 @@ async fn a_session_has_the_objects_of_the_contract_and_they_go_with_it() {
     let state = scene.state(&session).expect("a run");
     assert!(matches!(state.status, RunStatus::Starting { .. }));
     assert_eq!(state.namespace.as_deref(), Some("life-team"));
-    assert_eq!(scene.backend.sessions(), [session.id.clone()]);
+    assert_eq!(scene.backend.sessions(), vec![session.id.clone()]);
     let times = scene.backend.token_times(&session.id).expect("a token");
     let left = times.expires_at.unwrap().duration_since(now()).unwrap();
     assert!(left <= Duration::from_secs(900), "{left:?}");

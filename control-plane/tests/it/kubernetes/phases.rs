@@ -61,10 +61,11 @@ async fn a_run_follows_its_pod() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_end_is_told_with_its_cause() {
+    type IsSo = fn(&RunStatus) -> bool;
     let scene = Scene::start("ends").await;
     let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "disk pressure"});
     let deadline = json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "too long"});
-    let cases: [(&str, Value, fn(&RunStatus) -> bool); 4] = [
+    let cases: [(&str, Value, IsSo); 4] = [
         ("evicted-session", evicted, |it| was_killed(it, "Evicted")),
         ("overdue-session", deadline, |it| {
             was_killed(it, "DeadlineExceeded")

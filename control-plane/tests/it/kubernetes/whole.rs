@@ -60,10 +60,8 @@ impl Sessions {
                 sleep(AGAIN).await;
             }
         };
-        match timeout(DEADLINE, seen).await {
-            Ok(session) => session,
-            Err(_) => panic!("not {phase} for {reason}, but {:#}", last.lock().unwrap()),
-        }
+        let seen = timeout(DEADLINE, seen).await;
+        seen.unwrap_or_else(|_| panic!("not {phase} for {reason}, but {:#}", last.lock().unwrap()))
     }
 }
 

@@ -219,11 +219,9 @@ fn token_times(metadata: &ObjectMeta) -> Option<TokenTimes> {
     let time = |name| humantime::parse_rfc3339(annotation(metadata, name)?).ok();
     Some(TokenTimes {
         issued_at: time(TOKEN_ISSUED_AT)?,
-        expires_at: match annotation(metadata, TOKEN_EXPIRES_AT) {
-            None => None,
-            // One that cannot be read is no time without end.
-            Some(_) => Some(time(TOKEN_EXPIRES_AT).unwrap_or(SystemTime::UNIX_EPOCH)),
-        },
+        // One that cannot be read is no time without end.
+        expires_at: annotation(metadata, TOKEN_EXPIRES_AT)
+            .map(|_| time(TOKEN_EXPIRES_AT).unwrap_or(SystemTime::UNIX_EPOCH)),
     })
 }
 

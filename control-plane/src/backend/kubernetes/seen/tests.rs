@@ -444,12 +444,13 @@ async fn time_dooms_a_run_whose_image_cannot_be_had() {
 
 #[tokio::test]
 async fn what_is_damaged_of_a_run_is_to_be_repaired() {
-    let edits: [(Repair, fn(&mut Value)); 4] = [
+    type Edit = fn(&mut Value);
+    let edits: [(Repair, Edit); 4] = [
         (Repair::Pod, |pod| {
             pod["metadata"]["labels"]["ambient-code.io/project-id"] = json!("mine");
         }),
         (Repair::Pod, |pod| {
-            pod["metadata"]["ownerReferences"] = json!([])
+            pod["metadata"]["ownerReferences"] = json!([]);
         }),
         (Repair::Service, |_| {}),
         (Repair::Rest, |pod| {
