@@ -12,7 +12,7 @@ use ambient_testing::{
     faults::{Mode, Relay},
     idp::{Answer, CLIENT_ID, CLIENT_SECRET, Idp},
 };
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -115,7 +115,7 @@ async fn a_hundred_askers_make_one_request() {
 
 #[tokio::test]
 async fn an_asker_that_goes_away_cuts_off_nobody() {
-    let slow = Answer::Slow(Duration::from_millis(500));
+    let slow = Answer::Slow(Duration::from_secs(4));
     let scene = scene(Duration::from_secs(900), slow).await;
     for _ in 0..10 {
         let impatient = timeout(Duration::from_millis(20), scene.issue(Duration::ZERO)).await;
@@ -130,16 +130,18 @@ async fn a_token_is_renewed_before_it_is_needed() {
     let scene = scene(Duration::from_secs(4), Answer::Token).await;
     let began = Instant::now();
     let mut tokens = vec![scene.issue(Duration::ZERO).await.unwrap()];
-    // Nobody asks for more than is there, and none that was seen has expired.
-    while began.elapsed() < Duration::from_secs(7) {
+    // Nobody asks for more than is there, and none is given that has expired.
+    while tokens.len() < 3 {
+        let now = Clock::system().now();
         let token = scene.issue(Duration::ZERO).await.unwrap();
-        assert!(!token.is_expired(Clock::system().now()));
+        assert!(!token.is_expired(now));
         if !token.same_secret(&tokens[tokens.len() - 1]) {
             tokens.push(token);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!((3..=8).contains(&tokens.len()), "{tokens:?}");
+    // Each was used for about half of its life.
+    assert!(began.elapsed() > Duration::from_millis(2500), "{tokens:?}");
 }
 
 #[tokio::test]
@@ -161,9 +163,8 @@ async fn the_last_token_serves_while_the_provider_is_down_and_a_new_one_when_it_
     assert!(first.is_expired(Clock::system().now()));
     assert!(matches!(error, IssueError::Unreachable { .. }), "{error}");
     // Told at once, not after a wait.
-    let began = Instant::now();
-    scene.issue(Duration::ZERO).await.unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(1));
+    let told = scene.issue(Duration::ZERO).now_or_never();
+    told.expect("an answer at once").unwrap_err();
 
     scene.relay.set(Mode::Pass).await;
     let back = scene.until("a token again", Result::ok).await;
@@ -249,11 +250,14 @@ async fn expiry_is_what_the_provider_says_else_the_tokens_own() {
 #[tokio::test]
 async fn a_provider_that_hangs_is_given_up() {
     let scene = scene(Duration::from_secs(900), Answer::Hang).await;
-    let began = Instant::now();
+    // What hangs takes no part in the time that passes.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
     let error = scene.issue(Duration::ZERO).await.unwrap_err();
     assert!(matches!(error, IssueError::Unreachable { .. }), "{error}");
     // Before clients of the token endpoint give up on us, after 10 s.
     assert!(began.elapsed() < Duration::from_secs(10));
+    tokio::time::resume();
     scene.idp.answer(Answer::Token);
     scene.until("a token", Result::ok).await;
 }

@@ -11,6 +11,7 @@ use ambient_shared::phase::Phase;
 use ambient_testing::{
     idp::Idp,
     local::{Local, NewSession, Setup},
+    ports::Port,
     programs::{Program, Running},
 };
 use nix::sys::signal::Signal;
@@ -75,6 +76,7 @@ async fn a_second_local_on_the_folder_is_refused_and_the_first_goes_on() {
 async fn keys_token_and_addresses_are_the_same_after_a_restart() {
     let data = tempfile::tempdir().unwrap();
     let mut known = None;
+    let mut ports = Vec::new();
     for _ in 0..2 {
         let mut local = local_on(data.path()).start();
         local.output_line("Talk with it").await;
@@ -87,6 +89,7 @@ async fn keys_token_and_addresses_are_the_same_after_a_restart() {
         );
         assert_eq!(*known.get_or_insert(seen.clone()), seen);
         local.kill().await;
+        ports.extend([seen.0, seen.1, seen.2].map(Port::keep));
     }
 }
 

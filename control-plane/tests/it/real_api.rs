@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use ambient_api_server::{Database, Server, Settings};
 use ambient_control_plane::sessions::SessionCache;
 use ambient_shared::{api::Api, clock::Clock, proto};
-use ambient_testing::DEADLINE;
+use ambient_testing::{DEADLINE, ports::Port};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -199,8 +199,9 @@ async fn a_session_lives_its_life_with_our_api_server() {
 async fn an_api_server_that_restarts_finds_everybody_where_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("db");
-    let real = RealApi::start(&database, any(), any()).await;
-    let (rest, grpc) = (real.rest, real.grpc);
+    let ports = [Port::free(), Port::free()];
+    let [rest, grpc] = ports.each_ref().map(Port::address);
+    let real = RealApi::start(&database, rest, grpc).await;
     let scene = Scene::start(&real, &Plan::default());
     let ends = real.create().await;
     let stays = real.create().await;

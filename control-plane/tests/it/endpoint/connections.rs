@@ -66,7 +66,7 @@ async fn a_head_that_does_not_come_ends_the_connection() {
         .unwrap();
     for stream in [&mut idle, &mut slow] {
         let mut rest = Vec::new();
-        timeout(Duration::from_secs(30), stream.read_to_end(&mut rest))
+        timeout(DEADLINE, stream.read_to_end(&mut rest))
             .await
             .expect("the server closes it")
             .unwrap();
@@ -96,7 +96,8 @@ async fn the_end_does_not_wait_for_idle_connections() {
     let mut idle = TcpStream::connect(scene.address).await.unwrap();
     assert_eq!(scene.ask(ACTIVE).await.status, 200);
     scene.shutdown.cancel();
-    timeout(Duration::from_secs(5), scene.running.join_next())
+    // Those that do not end are cut off after 10 s.
+    timeout(Duration::from_secs(9), scene.running.join_next())
         .await
         .expect("the endpoint ends")
         .unwrap()

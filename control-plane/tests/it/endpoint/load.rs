@@ -1,9 +1,6 @@
 //! Limits, floods and requests that nobody should send.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
 use ambient_control_plane::metrics::{DECRYPTIONS, EXCHANGES};
 use ambient_shared::telemetry::MetricsPage;
@@ -114,13 +111,12 @@ async fn overload_is_told_at_once_and_health_does_not_wait() {
         );
         flood.spawn(async move { raw(address, request.as_bytes()).await });
     }
-    let mut slowest = Duration::ZERO;
+    let mut healthy = 0;
     let mut statuses = BTreeMap::new();
     let mut refused = None;
     loop {
-        let began = Instant::now();
         assert_eq!(scene.send("GET /healthz", "").await.status, 200);
-        slowest = slowest.max(began.elapsed());
+        healthy += 1;
         while let Some(ended) = flood.try_join_next() {
             let answer = ended.unwrap().expect("an answer");
             *statuses.entry(answer.status).or_insert(0) += 1;
@@ -137,8 +133,8 @@ async fn overload_is_told_at_once_and_health_does_not_wait() {
     assert_eq!(refused.body, "overloaded\n");
     assert!(statuses[&401] > 0, "{statuses:?}");
     assert_eq!(statuses.len(), 2, "{statuses:?}");
-    // Loose: other tests share the machine. Behind the line it would be as long as the flood.
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // Behind the line, each would have waited for as long as the flood.
+    assert!(healthy >= 5, "{healthy} answers during the flood");
     assert_eq!(scene.ask(ACTIVE).await.status, 200);
 }
 
