@@ -38,9 +38,10 @@ const REST: u16 = 18_000;
 const GRPC: u16 = 18_001;
 const TOKENS: u16 = 18_080;
 
-/// Life of a session's token. Too short for use on Kubernetes, of which the control plane warns;
-/// a scenario sees a refresh after a fifth of it.
-const TOKEN_LIFE: &str = "3m";
+/// Life of a session's token. Too short for use on Kubernetes, of which the control plane warns: a
+/// token is due when less is left than [`REFRESH_INTERVAL`], the kubelet's 120 s and a tenth, so 50 s
+/// after its issue. That is longer than a slow kubelet takes to swap it.
+const TOKEN_LIFE: &str = "200s";
 
 /// How often the ticker looks for tokens that are due.
 const REFRESH_INTERVAL: &str = "10s";

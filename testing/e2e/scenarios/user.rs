@@ -1,6 +1,7 @@
 //! The product as a user of Kubernetes meets it, with curl and kubectl.
 
 use ambient_shared::phase::Phase;
+use serde_json::Value;
 
 use crate::system::{PROJECT, System, pod, shell};
 
@@ -13,15 +14,14 @@ pub async fn sees_it(system: &System) -> String {
     system.says(&id, "started").await;
 
     let name = pod(&id);
-    let wait = [
-        "wait",
-        "--namespace",
-        PROJECT,
-        "--for=condition=Ready",
-        "pod",
-        &name,
-    ];
-    kube.run(&wait).await;
+    let ready = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| {
+            all.iter()
+                .any(|it| it["type"] == "Ready" && it["status"] == "True")
+        })
+    };
+    kube.wait(PROJECT, &["pod", &name], ready).await;
     let label = format!("ambient-code.io/session-id={id}");
     let get = ["get", "pods", "--namespace", PROJECT, "--selector", &label];
     let pods = kube.run(&get).await;

@@ -34,7 +34,7 @@ clean() {
 }
 
 # What has just been killed can hold a cgroup for a moment longer.
-for _ in $(seq 100); do
+for _ in $(seq 300); do
     clean && exit 0
     sleep 0.1
 done
