@@ -19,7 +19,7 @@ pub struct PodLimits {
     pub default_image: Option<String>,
     /// `AGENT_IMAGE_ALLOW`: the images that sessions may name besides, as globs: `*` is any text
     /// without `/`, `**` any text, `?` one character that is not `/`. Images are compared as they
-    /// are written: `alpine` is not `docker.io/library/alpine`.
+    /// are written: `alpine` is not `hub.example/library/alpine`.
     pub allowed_images: Vec<String>,
     /// The most of each resource that a session may ask for, as Kubernetes quantities. Resources
     /// that are not here cannot be asked for.
@@ -89,14 +89,23 @@ mod tests {
     #[test]
     fn globs_stand_for_images() {
         for (glob, image) in [
-            ("quay.io/team/agent:1", "quay.io/team/agent:1"),
-            ("quay.io/team/*", "quay.io/team/agent:1"),
-            ("quay.io/team/*", "quay.io/team/"),
-            ("quay.io/**", "quay.io/team/sub/agent@sha256:00"),
-            ("quay.io/*/agent:*", "quay.io/team/agent:v1.2"),
+            (
+                "registry.example/team/agent:1",
+                "registry.example/team/agent:1",
+            ),
+            ("registry.example/team/*", "registry.example/team/agent:1"),
+            ("registry.example/team/*", "registry.example/team/"),
+            (
+                "registry.example/**",
+                "registry.example/team/sub/agent@sha256:00",
+            ),
+            (
+                "registry.example/*/agent:*",
+                "registry.example/team/agent:v1.2",
+            ),
             ("*", "alpine"),
-            ("**", "quay.io/team/agent"),
-            ("***", "quay.io/team/agent"),
+            ("**", "registry.example/team/agent"),
+            ("***", "registry.example/team/agent"),
             ("agent:v?", "agent:v1"),
             ("a*b*c", "aXbYbZc"),
         ] {
@@ -107,15 +116,21 @@ mod tests {
     #[test]
     fn globs_stand_for_nothing_more() {
         for (glob, image) in [
-            ("quay.io/team/*", "quay.io/team/sub/agent"),
-            ("quay.io/team/*", "quay.io/teams/agent"),
+            ("registry.example/team/*", "registry.example/team/sub/agent"),
+            ("registry.example/team/*", "registry.example/teams/agent"),
             ("*.example.com/agent", "evil.org/x.example.com/agent"),
-            ("quay.io/team/agent", "quay.io/team/agent:1"),
-            ("quay.io/team/agent", "docker.io/quay.io/team/agent"),
-            ("quay.io/team", "quay.io/team/agent"),
+            (
+                "registry.example/team/agent",
+                "registry.example/team/agent:1",
+            ),
+            (
+                "registry.example/team/agent",
+                "hub.example/registry.example/team/agent",
+            ),
+            ("registry.example/team", "registry.example/team/agent"),
             ("agent:v?", "agent:v"),
             ("agent?x", "agent/x"),
-            ("quay.io/[a-z]", "quay.io/a"),
+            ("registry.example/[a-z]", "registry.example/a"),
             ("", "alpine"),
             ("*", "team/alpine"),
         ] {
@@ -126,11 +141,11 @@ mod tests {
     #[test]
     fn without_a_list_only_the_operators_own_image_is_allowed() {
         let limits = PodLimits {
-            default_image: Some("quay.io/team/runner:1".to_owned()),
+            default_image: Some("registry.example/team/runner:1".to_owned()),
             ..PodLimits::default()
         };
-        assert!(limits.allows("quay.io/team/runner:1"));
-        assert!(!limits.allows("quay.io/team/runner:2"));
+        assert!(limits.allows("registry.example/team/runner:1"));
+        assert!(!limits.allows("registry.example/team/runner:2"));
         assert!(!PodLimits::default().allows("alpine"));
     }
 

@@ -34,9 +34,9 @@ fn settings() -> KubernetesSettings {
         namespace: "ambient-code".to_owned(),
         platform: Platform::Standard,
         images: Images {
-            agent: Some("quay.io/team/agent:1".to_owned()),
-            runner: Some("quay.io/ambient/runner:1".to_owned()),
-            sidecar: Some("quay.io/ambient/sidecar:1".to_owned()),
+            agent: Some("registry.example/team/agent:1".to_owned()),
+            runner: Some("registry.example/ambient/runner:1".to_owned()),
+            sidecar: Some("registry.example/ambient/sidecar:1".to_owned()),
             pull_namespace: None,
             pull_secret: None,
         },
@@ -140,14 +140,14 @@ fn now() -> SystemTime {
 /// Settings of an existing installation, with everything that can be beside a runner.
 fn existing() -> KubernetesSettings {
     let images = [
-        (Provider::Github, "quay.io/mcp/github:1"),
-        (Provider::Jira, "quay.io/mcp/jira:1"),
-        (Provider::Kubernetes, "quay.io/mcp/k8s:1"),
-        (Provider::Google, "quay.io/mcp/google:1"),
+        (Provider::Github, "registry.example/mcp/github:1"),
+        (Provider::Jira, "registry.example/mcp/jira:1"),
+        (Provider::Kubernetes, "registry.example/mcp/k8s:1"),
+        (Provider::Google, "registry.example/mcp/google:1"),
     ];
     KubernetesSettings {
         images: Images {
-            agent: Some("quay.io/team/existing-runner:1".to_owned()),
+            agent: Some("registry.example/team/existing-runner:1".to_owned()),
             pull_secret: Some("pull".to_owned()),
             ..Images::default()
         },
@@ -166,7 +166,7 @@ fn existing() -> KubernetesSettings {
             }),
         },
         companions: Companions {
-            mcp: Some("quay.io/mcp/ambient:1".to_owned()),
+            mcp: Some("registry.example/mcp/ambient:1".to_owned()),
             mcp_api_server_url: Some("http://mcp-api:8000".to_owned()),
             credentials: images
                 .map(|(provider, image)| (provider, image.to_owned()))
@@ -204,7 +204,7 @@ fn usual_overlay() -> Box<PodTemplateSpec> {
                 {"name": "ambient-mcp", "resources": {"limits": {"memory": "1Gi"}}},
                 {
                     "name": "logs",
-                    "image": "quay.io/team/logs:1",
+                    "image": "registry.example/team/logs:1",
                     "securityContext": {
                         "allowPrivilegeEscalation": false,
                         "capabilities": {"drop": ["ALL"]},
@@ -251,7 +251,7 @@ fn a_command_in_its_own_image_with_an_overlay_runs_in_this_pod() {
         },
         ..settings()
     };
-    let mut run = run(command(Some("docker.io/library/python:3.14")));
+    let mut run = run(command(Some("hub.example/library/python:3.14")));
     run.resources.requests = [("cpu".to_owned(), "3".to_owned())].into();
     run.resources.limits = [("memory".to_owned(), "8Gi".to_owned())].into();
     let pod = pod_of(&run, &settings);
@@ -285,7 +285,7 @@ fn with_a_tenant_operator_a_session_has_these_objects() {
             config_namespace: "ambient-code--config".to_owned(),
         },
         companions: Companions {
-            mcp: Some("quay.io/mcp/ambient:1".to_owned()),
+            mcp: Some("registry.example/mcp/ambient:1".to_owned()),
             ..Companions::default()
         },
         pods: PodSettings {

@@ -12,8 +12,8 @@ fn in_pods(limits: PodLimits) -> DesiredSettings {
 
 fn limits() -> PodLimits {
     PodLimits {
-        default_image: Some("quay.io/team/runner:1".to_owned()),
-        allowed_images: vec!["quay.io/team/*".to_owned()],
+        default_image: Some("registry.example/team/runner:1".to_owned()),
+        allowed_images: vec!["registry.example/team/*".to_owned()],
         ..PodLimits::default()
     }
 }
@@ -53,7 +53,7 @@ fn a_command_is_the_sessions_or_else_the_operators() {
         command("operators", None)
     );
     assert_eq!(annotated_in(&settings, &own), command("own", None));
-    let image = "quay.io/team/agent:2";
+    let image = "registry.example/team/agent:2";
     let with_image = json!({"ambient-code.io/agent-image": image});
     assert_eq!(
         annotated_in(&settings, &with_image),
@@ -72,20 +72,24 @@ fn an_image_must_be_allowed_and_needs_a_command() {
         annotated_in(&settings, &annotations).map_err(|refusal| refusal.reason)
     };
     assert_eq!(
-        refused("quay.io/team/agent:2", false),
+        refused("registry.example/team/agent:2", false),
         Err("AgentCommandMissing")
     );
-    assert!(refused("quay.io/team/agent:2", true).is_ok());
-    assert!(refused("quay.io/team/runner:1", true).is_ok());
+    assert!(refused("registry.example/team/agent:2", true).is_ok());
+    assert!(refused("registry.example/team/runner:1", true).is_ok());
     for image in [
         "alpine",
-        "quay.io/other/agent",
-        "evil.org/quay.io/team/agent",
+        "registry.example/other/agent",
+        "evil.org/registry.example/team/agent",
     ] {
         assert_eq!(refused(image, true), Err("AgentImageNotAllowed"), "{image}");
     }
-    let long = format!("quay.io/team/{}", "a".repeat(600));
-    for image in ["quay.io/team/a b", "quay.io/team/ü", &long] {
+    let long = format!("registry.example/team/{}", "a".repeat(600));
+    for image in [
+        "registry.example/team/a b",
+        "registry.example/team/ü",
+        &long,
+    ] {
         assert_eq!(refused(image, true), Err("AnnotationMalformed"), "{image}");
     }
 }
