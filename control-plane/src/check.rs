@@ -15,8 +15,8 @@ use crate::{cluster::ClusterSettings, rules::RuleSettings, settings::IssuerSetti
 mod api;
 mod kubernetes;
 
-/// Longest time of one check. Where a server answers at all, it does so within seconds.
-const LIMIT: Duration = Duration::from_secs(20);
+/// Longest time of one check: as long as the control plane itself waits for a page of sessions.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is tried.
 #[derive(Debug, Clone)]

@@ -13,6 +13,7 @@ use kube::{
 
 use super::{CheckSettings, Row, limited};
 use crate::{
+    backend::kubernetes::names::{INSTALLATION, MANAGED},
     cluster::{self, Clients},
     keypair::secret::{Found, SecretKeypairStore},
     rules::{Place, Right, RuleSettings, Rules},
@@ -25,8 +26,8 @@ const KEYS: &str = "keys";
 /// The oldest Kubernetes that is supported: 1.33.
 const OLDEST_MINOR: u32 = 33;
 
-/// The label of projects' namespaces.
-const OF_PROJECTS: &str = "ambient-code.io/managed=true";
+/// Most namespaces of projects that are looked through for one that stays.
+const LOOKED_AT: u32 = 50;
 
 /// How many rights are asked for at once.
 const AT_ONCE: usize = 8;
@@ -75,7 +76,7 @@ async fn version(client: &Client) -> Row {
 
 /// One row when all is well, else one for each right that is missing.
 async fn rights(clients: &Clients, settings: &RuleSettings) -> Vec<Row> {
-    let project = match a_project(&clients.projects).await {
+    let project = match a_project(&clients.projects, &settings.namespace).await {
         Ok(project) => project,
         Err(why) => return vec![Row::failed(RIGHTS, why)],
     };
@@ -131,12 +132,17 @@ async fn rights(clients: &Clients, settings: &RuleSettings) -> Vec<Row> {
     rows
 }
 
-/// A namespace of a project, if there is one.
-async fn a_project(client: &Client) -> Result<Option<String>, String> {
+/// A namespace of a project of this installation that is not about to go, if there is one.
+async fn a_project(client: &Client, installation: &str) -> Result<Option<String>, String> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let one = ListParams::default().labels(OF_PROJECTS).limit(1);
-    match namespaces.list_metadata(&one).await {
-        Ok(found) => Ok(found.items.first().and_then(|it| it.metadata.name.clone())),
+    let ours = format!("{MANAGED}=true,{INSTALLATION}={installation}");
+    let some = ListParams::default().labels(&ours).limit(LOOKED_AT);
+    match namespaces.list_metadata(&some).await {
+        Ok(found) => {
+            let mut stay = found.items.into_iter().map(|it| it.metadata);
+            let one = stay.find(|it| it.deletion_timestamp.is_none());
+            Ok(one.and_then(|it| it.name))
+        }
         // Said again, and better, where this right is asked for.
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
         Err(error) => Err(format!("cannot list namespaces: {}", exit::report(&error))),

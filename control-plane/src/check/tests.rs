@@ -29,5 +29,5 @@ fn the_table_is_aligned_and_one_line_each() {
 async fn what_hangs_is_a_failure() {
     let row = limited("it", std::future::pending()).await;
     assert_eq!(row.outcome, Outcome::Failed);
-    assert!(row.detail.contains("20s"), "{row:?}");
+    assert!(row.detail.contains("30s"), "{row:?}");
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt::Write as _,
+    net::SocketAddr,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -26,7 +27,13 @@ use kube::{
     api::{PostParams, WatchParams},
 };
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::*;
 
@@ -51,6 +58,7 @@ struct Seen {
 
 struct Server {
     seen: Arc<Seen>,
+    address: SocketAddr,
     folder: TempDir,
     _running: JoinSet<()>,
 }
@@ -71,6 +79,7 @@ impl Server {
         std::fs::write(folder.path().join("token"), "first\n").unwrap();
         let server = Self {
             seen,
+            address,
             folder,
             _running: running,
         };
@@ -382,6 +391,34 @@ async fn faults_of_the_settings_are_named() {
         text.contains("proxy.test") && !text.contains("hunter2"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_kubeconfig_is_used_and_resolves_the_name() {
+    let server = Server::start([], None).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = format!(", proxy-url: 'http://{}'", listener.local_addr().unwrap());
+    server.write_kubeconfig("kubeconfig", "http://kubernetes.test:8443", &proxy);
+    let target = server.address;
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(client.read_u8().await.unwrap());
+        }
+        assert!(asked.starts_with(b"CONNECT kubernetes.test:8443 HTTP/1.1"));
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let mut server = TcpStream::connect(target).await.unwrap();
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+    });
+
+    timeout(DEADLINE, server.objects().await.get("it"))
+        .await
+        .unwrap()
+        .unwrap();
+
+    assert_eq!(server.requests(), 1);
 }
 
 #[tokio::test]
