@@ -206,10 +206,9 @@ impl ApiServer {
         let watch = timeout(DEADLINE, client.watch_session_messages(request)).await;
         let mut stream = watch.expect("a watch in time").unwrap().into_inner();
         while !wanted(&messages) {
-            let Ok(next) = timeout(DEADLINE, stream.message()).await else {
-                panic!("never came: {what}; there is {messages:#?}");
-            };
-            messages.push(next.unwrap().expect("the watch goes on"));
+            let next = timeout(DEADLINE, stream.message()).await;
+            assert!(next.is_ok(), "never came: {what}; there is {messages:#?}");
+            messages.push(next.unwrap().unwrap().expect("the watch goes on"));
         }
         messages
     }

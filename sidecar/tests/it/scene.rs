@@ -151,9 +151,8 @@ impl Scene {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(DEADLINE, shown)
-            .await
-            .unwrap_or_else(|_| panic!("{name} never was {value}"));
+        let in_time = timeout(DEADLINE, shown).await.is_ok();
+        assert!(in_time, "{name} never was {value}");
     }
 
     /// Waits until so many requests are under way on this port.
