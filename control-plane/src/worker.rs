@@ -98,7 +98,7 @@ impl WorkKey for SessionId {
     fn log_failure(&self, handler: &dyn Debug, failed: Failed, reason: &str) {
         let session = self.hash();
         // Whatever is below may quote the id, in a path or in what a server answered.
-        let reason = reason.replace(self.as_str(), &session.to_string());
+        let reason = self.masked_in(reason);
         let (failures, retry_in_s) = (failed.failures, failed.wait.as_secs_f32());
         if failures >= WARN_FROM {
             warn!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");

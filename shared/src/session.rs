@@ -33,6 +33,10 @@ pub enum InvalidSessionId {
     WhiteSpace,
 }
 
+/// How many characters of a session's id are in the names of its Kubernetes objects (contract
+/// section 3).
+pub const IN_NAMES: usize = 40;
+
 impl SessionId {
     /// Checks a session id against contract section 1.
     ///
@@ -62,6 +66,29 @@ impl SessionId {
     pub fn hash(&self) -> SessionHash {
         SessionHash::of(&self.0)
     }
+
+    /// A text with the hash in place of the id, and of its beginning as names of Kubernetes objects
+    /// have it ([`IN_NAMES`]), in whatever case: for what others say, which may quote either.
+    pub fn masked_in(&self, text: &str) -> String {
+        let hash = self.hash().to_string();
+        let short: String = self.0.chars().take(IN_NAMES).collect();
+        let masked = replace_any_case(text, &self.0, &hash);
+        replace_any_case(&masked, &short, &hash)
+    }
+}
+
+/// ASCII letters of `what` in any case.
+fn replace_any_case(text: &str, what: &str, with: &str) -> String {
+    let (folded, what) = (text.to_ascii_lowercase(), what.to_ascii_lowercase());
+    let mut replaced = String::with_capacity(text.len());
+    let mut from = 0;
+    while let Some(found) = folded[from..].find(&what) {
+        replaced.push_str(&text[from..from + found]);
+        replaced.push_str(with);
+        from += found + what.len();
+    }
+    replaced.push_str(&text[from..]);
+    replaced
 }
 
 impl fmt::Debug for SessionId {
@@ -127,6 +154,19 @@ pub(crate) fn short_digest(bytes: &[u8]) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_is_masked_wherever_others_quote_it() {
+        let text = format!("Session-ABCDEF-{}", "x".repeat(40));
+        let id = SessionId::parse(text.clone()).unwrap();
+        let hash = id.hash();
+        let short = text[..IN_NAMES].to_lowercase();
+        assert_eq!(
+            id.masked_in(&format!("pod \"session-{short}-runner\" of {text} é")),
+            format!("pod \"session-{hash}-runner\" of {hash} é")
+        );
+        assert_eq!(id.masked_in("nothing of it"), "nothing of it");
+    }
 
     #[test]
     fn ids_outside_the_contract_are_refused() {

@@ -357,7 +357,7 @@ fn cut(message: &str) -> String {
 
 /// The text of an error, without the session's id.
 pub(crate) fn without_id(text: &str, id: &SessionId) -> String {
-    text.replace(id.as_str(), &id.hash().to_string())
+    id.masked_in(text)
 }
 
 #[cfg(test)]

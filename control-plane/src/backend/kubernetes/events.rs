@@ -53,13 +53,13 @@ pub(super) enum News {
 /// Takes news.
 #[derive(Clone)]
 pub(super) struct Teller {
-    sender: mpsc::Sender<(Event, String)>,
+    sender: mpsc::Sender<(Event, SessionRef)>,
     clock: Clock,
 }
 
 /// A task that sends Events.
 pub(super) struct Events {
-    receiver: mpsc::Receiver<(Event, String)>,
+    receiver: mpsc::Receiver<(Event, SessionRef)>,
     client: kube::Client,
 }
 
@@ -73,11 +73,7 @@ impl Teller {
     /// Tells of a session's pod. Never blocks.
     pub(super) fn tell(&self, session: &SessionRef, uid: &str, news: News) {
         let event = event(session, uid, news, self.clock.now());
-        if self
-            .sender
-            .try_send((event, session.namespace.clone()))
-            .is_err()
-        {
+        if self.sender.try_send((event, session.clone())).is_err() {
             debug!("too many Events wait; one is dropped");
         }
     }
@@ -86,9 +82,10 @@ impl Teller {
 impl Events {
     /// Sends until `shutdown`.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        while let Some(Some((event, namespace))) =
+        while let Some(Some((event, session))) =
             shutdown.run_until_cancelled(self.receiver.recv()).await
         {
+            let SessionRef { id, namespace, .. } = session;
             let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
             let parameters = PostParams::default();
             let sent = timeout(SEND_LIMIT, api.create(&parameters, &event));
@@ -96,7 +93,9 @@ impl Events {
                 Some(Ok(Ok(_))) => {}
                 Some(Ok(Err(error))) => {
                     let reason = exit::report(&error);
-                    debug!(%namespace, %reason, "an Event could not be sent");
+                    // Its name has the session's id in it, and may be quoted.
+                    let reason = id.masked_in(&reason);
+                    debug!(%namespace, session = %id.hash(), %reason, "an Event could not be sent");
                 }
                 Some(Err(_)) => debug!(%namespace, "an Event could not be sent in time"),
                 None => return,

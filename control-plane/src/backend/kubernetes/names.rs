@@ -36,7 +36,7 @@ pub(crate) const FIELD_MANAGER: &str = "ambient-control-plane";
 pub(crate) const REFRESH_MANAGER: &str = "ambient-control-plane-refresh";
 
 /// How much of a session's id is in names, in characters.
-const SHORT: usize = 40;
+const SHORT: usize = ambient_shared::session::IN_NAMES;
 /// Longest label value, and longest DNS label (RFC 1123).
 const MAX_LABEL: usize = 63;
 
