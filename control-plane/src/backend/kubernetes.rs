@@ -19,6 +19,7 @@ use ambient_shared::{
     tasks::{TaskFailure, Tasks},
 };
 use futures_util::future::BoxFuture;
+use moka::sync::Cache;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use names::SessionRef;
 use projects::Projects;
 use repair::Repair;
 use seen::{Entry, Seen, facts::Reader};
-use settings::KubernetesSettings;
+use settings::{KubernetesSettings, Platform};
 use watches::Watches;
 
 mod ending;
@@ -57,6 +58,12 @@ const LAG: Duration = Duration::from_secs(120);
 /// How often is looked whether a run has waited too long.
 const GLANCE: Duration = Duration::from_secs(5);
 
+/// How long nobody waits for the sight of a namespace after it was waited for in vain.
+const UNSEEN_FOR: Duration = Duration::from_secs(5);
+
+/// Most such namespaces. A forgotten one costs its next session a wait.
+const MAX_UNSEEN: u64 = 1_000;
+
 /// How long work that has begun may go on after the shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -81,6 +88,9 @@ struct Inner {
     clock: Clock,
     /// Sessions whose token could not be written when that was last tried.
     failing: Mutex<HashSet<SessionId>>,
+    /// Namespaces whose sight was waited for in vain: for some seconds nobody waits once more, so
+    /// that the sessions of one do not keep all workers from those of others.
+    unseen: Cache<String, ()>,
 }
 
 impl KubernetesBackend {
@@ -116,6 +126,10 @@ impl KubernetesBackend {
             teller,
             clock,
             failing: Mutex::default(),
+            unseen: Cache::builder()
+                .max_capacity(MAX_UNSEEN)
+                .time_to_live(UNSEEN_FOR)
+                .build(),
         });
         let tasks = KubernetesTasks {
             inner: Arc::clone(&inner),
@@ -163,6 +177,7 @@ impl KubernetesTasks {
             client: inner.client.clone(),
             seen: Arc::clone(&inner.seen),
             installation: inner.settings.namespace.clone(),
+            tenants: matches!(inner.settings.platform, Platform::Mpp { .. }),
         };
         tasks.spawn("watches of Kubernetes", watches.run(shutdown.clone()));
         tasks.spawn(

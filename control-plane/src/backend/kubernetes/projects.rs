@@ -23,7 +23,7 @@ use kube::{
 };
 use moka::sync::Cache;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::sync::OnceCell;
 
 use super::{
     names::{FIELD_MANAGER, INSTALLATION, MANAGED, check_project},
@@ -40,7 +40,8 @@ pub(crate) mod objects;
 mod removal;
 mod turns;
 
-use claim::Ground;
+use claim::{Ground, is_terminating, terminating};
+use namespace::missing;
 pub(crate) use removal::Removed;
 use turns::Turns;
 
@@ -95,7 +96,8 @@ impl Projects {
     }
 
     /// The project's namespace, ready for sessions; made if it is not. Of many that ask at once for
-    /// one project, one does the work, and all share its failure.
+    /// one project, one does the work, and all share its failure; for some seconds after that, all
+    /// who ask are told of it at once.
     ///
     /// Cancel-safe: what was made stays, and is found again.
     ///
@@ -108,22 +110,17 @@ impl Projects {
         if self.is_ready(&namespace, project) {
             return Ok(namespace);
         }
-        let asked = Instant::now();
-        let mut turn = self.turns.take(&namespace).await;
+        self.check_gone(project)?;
+        let turn = self.turns.share(&namespace, project).await?;
         if self.is_ready(&namespace, project) {
             return Ok(namespace);
         }
-        if self.gone.contains_key(project) {
-            return Err(BackendError::Refused {
-                reason: "ProjectDeleted",
-                message: format!("project {project} was deleted"),
-            });
-        }
-        if let Some(error) = turn.failure_since(asked, project) {
-            return Err(error);
-        }
+        self.check_gone(project)?;
         match self.make(project, &namespace).await {
-            Ok(_) => Ok(namespace),
+            Ok(_) => {
+                turn.succeed();
+                Ok(namespace)
+            }
             Err(error) => Err(turn.fail(project, error)),
         }
     }
@@ -135,10 +132,13 @@ impl Projects {
     /// As [`Projects::ensure`].
     pub(crate) async fn restore(&self, project: &str) -> Result<(), BackendError> {
         let namespace = self.settings.namespace_of(project);
-        let mut turn = self.turns.take(&namespace).await;
+        let turn = self.turns.take(&namespace).await;
         self.gone.invalidate(project);
         match self.make(project, &namespace).await {
-            Ok(made) => self.follow_project(&made).await,
+            Ok(made) => {
+                turn.succeed();
+                self.follow_project(&made).await
+            }
             Err(error) => Err(turn.fail(project, error)),
         }
     }
@@ -149,6 +149,26 @@ impl Projects {
         self.ready.invalidate(namespace);
     }
 
+    /// The same error, unless it is that we lack a right because the namespace ends: our RoleBinding
+    /// goes soon after its deletion is asked for, and then the API server says no more than that.
+    pub(crate) async fn explain(&self, namespace: &str, error: BackendError) -> BackendError {
+        let is_about_rights = matches!(
+            error,
+            BackendError::Refused {
+                reason: "Forbidden" | "RightsMissing",
+                ..
+            }
+        );
+        if !is_about_rights {
+            return error;
+        }
+        match self.find(namespace).await {
+            Ok(Some(found)) if is_terminating(&found) => terminating(namespace),
+            Ok(None) => missing(namespace),
+            Ok(Some(_)) | Err(_) => error,
+        }
+    }
+
     /// Selects the namespaces that this installation uses, by label.
     pub(crate) fn selector(&self) -> String {
         format!("{MANAGED}=true,{INSTALLATION}={}", self.settings.namespace)
@@ -157,6 +177,18 @@ impl Projects {
     /// The client of projects' namespaces.
     pub(crate) fn client(&self) -> kube::Client {
         self.clients.projects.clone()
+    }
+
+    /// # Errors
+    /// `Refused` when the project was deleted.
+    fn check_gone(&self, project: &str) -> Result<(), BackendError> {
+        if !self.gone.contains_key(project) {
+            return Ok(());
+        }
+        Err(BackendError::Refused {
+            reason: "ProjectDeleted",
+            message: format!("project {project} was deleted"),
+        })
     }
 
     fn is_ready(&self, namespace: &str, project: &str) -> bool {
@@ -173,11 +205,16 @@ impl Projects {
             Ok(namespace)
         }
         .await;
-        match &made {
-            Ok(_) => self.ready.insert(name.to_owned(), project.to_owned()),
-            Err(_) => self.ready.invalidate(name),
+        match made {
+            Ok(made) => {
+                self.ready.insert(name.to_owned(), project.to_owned());
+                Ok(made)
+            }
+            Err(error) => {
+                self.ready.invalidate(name);
+                Err(self.explain(name, error).await)
+            }
         }
-        made
     }
 
     fn ground(&self) -> Ground<'_> {
@@ -185,7 +222,7 @@ impl Projects {
     }
 }
 
-/// Applies an object whole: what is not in it, and was ours, goes.
+/// Applies an object whole: what is not in it, and was ours, goes; what was others' is ours.
 async fn apply<K>(api: &Api<K>, object: &K, action: &'static str) -> Result<(), BackendError>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -194,17 +231,32 @@ where
         + Clone
         + Debug,
 {
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    apply_as(
+        api,
+        object,
+        &PatchParams::apply(FIELD_MANAGER).force(),
+        action,
+    )
+    .await
+}
+
+async fn apply_as<K>(
+    api: &Api<K>,
+    object: &K,
+    parameters: &PatchParams,
+    action: &'static str,
+) -> Result<(), BackendError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug,
+{
     let name = object.name_any();
-    match api.patch(&name, &parameters, &Patch::Apply(object)).await {
+    match api.patch(&name, parameters, &Patch::Apply(object)).await {
         Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Err(BackendError::Refused {
-            reason: "NamespaceMissing",
-            message: format!(
-                "namespace {} has just been deleted",
-                object.namespace().unwrap_or_default()
-            ),
-        }),
+        Err(error) if is_not_found(&error) => Err(missing(&object.namespace().unwrap_or_default())),
         Err(error) => Err(backend_error(action, error)),
     }
 }

@@ -25,14 +25,15 @@ use super::{
     objects,
     refusal::{backend_error, is_already_there, is_not_found},
     seen::{
-        Entry,
+        Entry, Found,
         facts::{Kind, PodFacts, What},
     },
 };
 use crate::backend::{BackendError, Credentials, DesiredRun, RunStatus};
 
-/// Longest wait until it is seen what there is in a namespace.
-const SIGHT_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait until it is seen what there is in a namespace. Not longer, as who waits here keeps a
+/// worker from others; the next try goes on waiting.
+const SIGHT_LIMIT: Duration = Duration::from_secs(3);
 
 impl Inner {
     pub(super) async fn start(
@@ -46,13 +47,16 @@ impl Inner {
         let session = SessionRef::new(&run.id, &run.project, &namespace)?;
         objects::pod(run, &session, "", &self.settings)?;
         self.projects.ensure(&run.project).await?;
-        let started = self.start_in_namespace(run, &session, credentials).await;
-        if let Err(error) = &started
-            && is_about_the_namespace(error)
-        {
-            self.projects.forget(&namespace);
+        self.see(&namespace).await?;
+        match self.start_in_namespace(run, &session, credentials).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                if is_about_the_namespace(&error) {
+                    self.projects.forget(&namespace);
+                }
+                Err(self.projects.explain(&namespace, error).await)
+            }
         }
-        started
     }
 
     async fn start_in_namespace(
@@ -61,7 +65,6 @@ impl Inner {
         session: &SessionRef,
         credentials: &Credentials,
     ) -> Result<(), BackendError> {
-        self.see(&session.namespace).await?;
         if self.is_started(run, session).await? {
             return Ok(());
         }
@@ -73,11 +76,22 @@ impl Inner {
     }
 
     /// Waits until it is seen what there is in a namespace: what runs there must not be started once
-    /// more.
+    /// more. Not where others have just waited in vain.
     async fn see(&self, namespace: &str) -> Result<(), BackendError> {
-        self.seen.namespace_seen(namespace);
-        let is_seen = self.seen.until(SIGHT_LIMIT, |it| it.is_listed(namespace));
-        if is_seen.await {
+        self.seen.namespace_seen(&Found {
+            name: namespace.to_owned(),
+            uid: None,
+            version: 0,
+        });
+        if !self.unseen.contains_key(namespace) {
+            let is_seen = self.seen.until(SIGHT_LIMIT, |it| it.is_listed(namespace));
+            if is_seen.await {
+                return Ok(());
+            }
+            self.unseen.insert(namespace.to_owned(), ());
+            // Our RoleBinding may be gone.
+            self.projects.forget(namespace);
+        } else if self.seen.is_listed(namespace) {
             return Ok(());
         }
         Err(BackendError::Refused {

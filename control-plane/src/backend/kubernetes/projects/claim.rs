@@ -55,10 +55,7 @@ impl Ground<'_> {
     pub(super) fn check(&self, namespace: &Namespace, project: &str) -> Result<(), BackendError> {
         let name = namespace.name_any();
         if is_terminating(namespace) {
-            return Err(BackendError::Refused {
-                reason: "NamespaceTerminating",
-                message: format!("namespace {name} is being deleted"),
-            });
+            return Err(terminating(&name));
         }
         self.check_labels(namespace, project, "namespace")?;
         let is_marked = namespace.labels().get(MANAGED).map(String::as_str) == Some("true");
@@ -116,6 +113,13 @@ pub(super) fn is_made_by_us(object: &impl ResourceExt) -> bool {
 pub(super) fn is_terminating(namespace: &Namespace) -> bool {
     let phase = namespace.status.as_ref().and_then(|it| it.phase.as_deref());
     namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating")
+}
+
+pub(super) fn terminating(name: &str) -> BackendError {
+    BackendError::Refused {
+        reason: "NamespaceTerminating",
+        message: format!("namespace {name} is being deleted"),
+    }
 }
 
 #[cfg(test)]

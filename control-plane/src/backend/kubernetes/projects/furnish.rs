@@ -9,20 +9,32 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     rbac::v1::{RoleBinding, Subject},
 };
-use kube::{Api, api::PostParams};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, PatchParams, PostParams},
+    core::PartialObjectMeta,
+};
 use tokio::time::{Instant, sleep};
 
-use super::{Projects, apply, objects};
+use super::{
+    Projects, apply, apply_as,
+    objects::{self, ANTHROPIC_API_KEY},
+};
 use crate::{
     backend::{
         BackendError,
-        kubernetes::{refusal::backend_error, settings::SecretRef},
+        kubernetes::{
+            names::{FIELD_MANAGER, MANAGED_BY},
+            refusal::backend_error,
+            settings::SecretRef,
+        },
     },
     rules::SESSION_MANAGER,
 };
 
-/// Longest wait until a new RoleBinding is in force: API servers hear of it by their own watch.
-const RIGHTS_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait until a new RoleBinding is in force: API servers hear of it by their own watch. Not
+/// longer, as who waits here keeps a worker from others; the next try goes on waiting.
+const RIGHTS_LIMIT: Duration = Duration::from_secs(3);
 /// How often that is asked for; nothing tells of it.
 const RIGHTS_POLL: Duration = Duration::from_millis(200);
 
@@ -52,7 +64,8 @@ impl Projects {
         }
         if let Some(key) = &self.settings.model_access.anthropic_api_key {
             let secret = objects::model_access(name, project, key);
-            apply(&secrets, &secret, "give a project access to models").await?;
+            let action = "give a project access to models";
+            put_secret(&secrets, &secret, ANTHROPIC_API_KEY, action).await?;
         }
         Ok(())
     }
@@ -109,7 +122,7 @@ impl Projects {
             });
         };
         let copy = objects::copied_secret(found, &namespace, project);
-        apply(to, &copy, "copy a Secret to a project").await
+        put_secret(to, &copy, setting, "copy a Secret to a project").await
     }
 
     /// The subject that our credentials for projects' namespaces stand for.
@@ -151,9 +164,9 @@ impl Projects {
             }
             if Instant::now() >= deadline {
                 return Err(BackendError::Refused {
-                    reason: "Forbidden",
+                    reason: "RightsMissing",
                     message: format!(
-                        "the control plane may not create Secrets in namespace {namespace}; is \
+                        "the control plane may not yet create Secrets in namespace {namespace}; is \
                          there a ClusterRole {SESSION_MANAGER} that allows it?"
                     ),
                 });
@@ -161,4 +174,38 @@ impl Projects {
             sleep(RIGHTS_POLL).await;
         }
     }
+}
+
+/// Writes a Secret of ours, unless somebody else has one of its name. Its data is not read.
+async fn put_secret(
+    api: &Api<Secret>,
+    wanted: &Secret,
+    setting: &str,
+    action: &'static str,
+) -> Result<(), BackendError> {
+    let name = wanted.name_any();
+    // A list of one: we have no right to get Secrets.
+    let this_one = ListParams::default().fields(&format!("metadata.name={name}"));
+    let found = api.list_metadata(&this_one).await;
+    let found = found.map_err(|error| backend_error("look for a Secret of a project", error))?;
+    let is_ours = |it: &PartialObjectMeta<Secret>| {
+        it.labels().get(MANAGED_BY).map(String::as_str) == Some(FIELD_MANAGER)
+    };
+    let parameters = PatchParams::apply(FIELD_MANAGER);
+    let parameters = match found.items.first() {
+        Some(found) if is_ours(found) => parameters.force(),
+        Some(_) => {
+            return Err(BackendError::Refused {
+                reason: "SecretNameTaken",
+                message: format!(
+                    "namespace {} has a Secret of somebody else that is named {name}, as {setting} \
+                     has it; rename it, or label it {MANAGED_BY}={FIELD_MANAGER} to hand it over",
+                    wanted.namespace().unwrap_or_default()
+                ),
+            });
+        }
+        // What somebody else makes at the same time is a conflict.
+        None => parameters,
+    };
+    apply_as(api, wanted, &parameters, action).await
 }

@@ -25,8 +25,8 @@ use crate::backend::{
 };
 
 /// Longest wait for the tenant operator at one go, which makes a namespace within some 10 s. Not
-/// longer, as others wait for who waits here; the next try goes on waiting.
-const TENANT_LIMIT: Duration = Duration::from_secs(15);
+/// as long, as who waits here keeps a worker from others; the next try goes on waiting.
+const TENANT_LIMIT: Duration = Duration::from_secs(3);
 /// How often is looked whether it has.
 const TENANT_POLL: Duration = Duration::from_secs(1);
 
@@ -210,7 +210,7 @@ fn said_by_operator(data: &Value) -> Option<String> {
     (!said.is_empty()).then(|| said.join("; "))
 }
 
-fn missing(name: &str) -> BackendError {
+pub(super) fn missing(name: &str) -> BackendError {
     BackendError::Refused {
         reason: "NamespaceMissing",
         message: format!("namespace {name} has just been deleted"),
