@@ -132,7 +132,11 @@ impl Inner {
                 self.repaired(Repair::Pod, session, entry);
                 Ok(())
             }
-            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) if is_not_found(&error) => {
+                // Without its label nobody will tell of its end.
+                self.seen.gone(&session.namespace, Kind::Pod, &name);
+                Ok(())
+            }
             Err(error) => Err(backend_error("repair the labels of a session's pod", error)),
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     backend::{Observer, RunState, RunStatus, TokenTimes},
     queue::WorkQueue,
 };
+pub(crate) use state::Found;
 use state::{State, Touched};
 
 mod entry;
@@ -82,13 +83,20 @@ impl Seen {
         if let Some(run) = state.entry(&home, id).and_then(|it| it.run(&home, now)) {
             return Some(run);
         }
-        let is_listed = state.listed;
+        let (is_listed, is_absent) = (state.listed, state.absent.contains(&home));
         match state.namespaces.get_mut(&home) {
             Some(namespace) if namespace.present && !namespace.has_listed(Kind::Pod) => {
                 namespace.told_unknown.insert(id.clone());
             }
             None if !is_listed => {
                 state.told_unknown.insert(id.clone());
+            }
+            // It may have lost our labels, and not our sessions.
+            None if !is_absent => {
+                state.told_unknown.insert(id.clone());
+                if state.unfound.insert(home.clone()) {
+                    self.raise();
+                }
             }
             Some(_) | None => return None,
         }
@@ -143,11 +151,26 @@ impl Seen {
         Some((self.namespace_of)(&project))
     }
 
-    /// The namespaces that are to be watched.
-    pub(super) fn namespaces(&self) -> Vec<String> {
+    /// The namespaces that are to be watched, each with its epoch: another one of the same name has
+    /// another.
+    pub(super) fn namespaces(&self) -> Vec<(String, u64)> {
         let state = self.lock();
         let present = state.namespaces.iter().filter(|(_, it)| it.present);
-        present.map(|(name, _)| name.clone()).collect()
+        present.map(|(name, it)| (name.clone(), it.epoch)).collect()
+    }
+
+    /// Namespaces of sessions of which is to be found out whether they are there.
+    pub(super) fn unfound(&self) -> Vec<String> {
+        self.lock().unfound.iter().cloned().collect()
+    }
+
+    /// A namespace is not there, or none of ours.
+    pub(super) fn namespace_absent(&self, name: &str) {
+        self.change(|state| {
+            state.unfound.remove(name);
+            state.absent.insert(name.to_owned());
+            state.told_unknown.drain().collect()
+        });
     }
 
     /// Raised with each change of that, and of what has been listed.
@@ -156,35 +179,41 @@ impl Seen {
     }
 
     /// A complete list of namespaces. Gives those that are watched but are not in it.
-    pub(super) fn namespaces_listed(&self, names: &[String]) -> Vec<String> {
-        let told = {
-            let mut state = self.lock();
-            for name in names {
-                state.arrive(name);
-            }
+    pub(super) fn namespaces_listed(&self, all: &[Found]) -> Vec<String> {
+        let now = self.clock.now();
+        self.change(|state| {
+            state.absent.clear();
             state.listed = true;
-            std::mem::take(&mut state.told_unknown)
-        };
+            let news = all.iter().filter_map(|found| state.arrive(found, now));
+            let mut touched: Touched = news.flatten().collect();
+            touched.extend(state.told_unknown.drain());
+            touched
+        });
         self.raise();
-        for id in &told {
-            (self.observer)(id);
-        }
-        let watched = self.namespaces().into_iter();
-        watched.filter(|name| !names.contains(name)).collect()
+        let watched = self.namespaces().into_iter().map(|(name, _)| name);
+        watched
+            .filter(|name| all.iter().all(|found| found.name != *name))
+            .collect()
     }
 
     /// There is such a namespace.
-    pub(super) fn namespace_seen(&self, name: &str) {
-        let is_news = self.lock().arrive(name);
+    pub(super) fn namespace_seen(&self, found: &Found) {
+        let now = self.clock.now();
+        let mut is_news = false;
+        self.change(|state| {
+            let news = state.arrive(found, now);
+            is_news = news.is_some();
+            news.unwrap_or_default()
+        });
         if is_news {
             self.raise();
         }
     }
 
-    /// A namespace is gone, with all that was in it.
-    pub(super) fn namespace_gone(&self, name: &str) {
+    /// A namespace is gone, with all that was in it by its version.
+    pub(super) fn namespace_gone(&self, gone: &Found) {
         let now = self.clock.now();
-        self.change(|state| state.leave(name, now));
+        self.change(|state| state.leave(gone, now));
         self.raise();
     }
 

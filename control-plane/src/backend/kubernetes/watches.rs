@@ -4,26 +4,30 @@
 //! Secrets, `ServiceAccounts` and Services. Out: [`Seen`]. One task for each namespace, so that one
 //! that we may not read, or that does not answer, holds up no other.
 
-use std::{collections::HashMap, fmt::Debug, sync::Arc};
+use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use ambient_shared::exit;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::core::v1::{Namespace, Pod, Secret, Service, ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, core::PartialObjectMeta};
 use serde::de::DeserializeOwned;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::{
     follow::{Follower, Happened},
-    names::{FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY},
+    names::{CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY},
     refusal::is_not_found,
     seen::{
-        Seen,
-        facts::{Kind, Reader, Sighting},
+        Found, Seen,
+        facts::{Kind, Reader, Sighting, version},
     },
 };
 
@@ -33,35 +37,40 @@ pub(super) struct Watches {
     pub(super) seen: Arc<Seen>,
     /// The control plane's own namespace, which tells its projects from those of another one.
     pub(super) installation: String,
+    /// Whether a tenant operator makes the namespaces: then all that have a project's name are ours.
+    pub(super) tenants: bool,
 }
 
 /// A namespace that a watch told of.
 struct Place {
-    name: String,
+    found: Found,
     deleting: bool,
 }
+
+/// How long a failed look for a namespace rests.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Watches {
     /// Watches until `shutdown`.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         let mut tasks = JoinSet::new();
-        let mut running: HashMap<String, AbortHandle> = HashMap::new();
+        let mut running: HashMap<(String, u64), AbortHandle> = HashMap::new();
         let namespaces = self.namespaces();
         tokio::pin!(namespaces);
         let mut progress = self.seen.progress();
         loop {
             progress.mark_unchanged();
             let wanted = self.seen.namespaces();
-            running.retain(|name, task| {
-                let is_wanted = wanted.contains(name);
+            running.retain(|place, task| {
+                let is_wanted = wanted.contains(place);
                 if !is_wanted {
                     task.abort();
-                    info!(namespace = %name, "namespace is not watched any more");
+                    info!(namespace = %place.0, "namespace is not watched any more");
                 }
                 is_wanted && !task.is_finished()
             });
-            for name in wanted {
-                running.entry(name).or_insert_with_key(|name| {
+            for place in wanted {
+                running.entry(place).or_insert_with_key(|(name, _)| {
                     info!(namespace = %name, "namespace is watched");
                     tasks.spawn(watch(
                         self.client.clone(),
@@ -96,16 +105,18 @@ impl Watches {
         };
         let following = follower.run(
             |namespace: &PartialObjectMeta<Namespace>| Place {
-                name: namespace.metadata.name.clone().unwrap_or_default(),
+                found: found(&namespace.metadata),
                 deleting: namespace.metadata.deletion_timestamp.is_some(),
             },
             |happened| match happened {
                 Happened::Listed(all, _) => {
-                    let names: Vec<String> = all.into_iter().map(|it| it.name).collect();
-                    doubts.send_replace(self.seen.namespaces_listed(&names));
+                    let all: Vec<Found> = all.into_iter().map(|it| it.found).collect();
+                    doubts.send_replace(self.seen.namespaces_listed(&all));
                 }
-                Happened::Applied(place) => self.seen.namespace_seen(&place.name),
-                Happened::Deleted(place) if place.deleting => self.seen.namespace_gone(&place.name),
+                Happened::Applied(place) => self.seen.namespace_seen(&place.found),
+                Happened::Deleted(place) if place.deleting => {
+                    self.seen.namespace_gone(&place.found);
+                }
                 // It has lost our label, but not our sessions.
                 Happened::Deleted(_) | Happened::Reached(_) | Happened::Failed => {}
             },
@@ -116,7 +127,11 @@ impl Watches {
                 let names = doubted.borrow_and_update().clone();
                 for name in names {
                     match api.get(&name).await {
-                        Err(error) if is_not_found(&error) => self.seen.namespace_gone(&name),
+                        Err(error) if is_not_found(&error) => self.seen.namespace_gone(&Found {
+                            name,
+                            uid: None,
+                            version: u64::MAX,
+                        }),
                         // The next list asks again.
                         Err(error) => {
                             let reason = exit::report(&error);
@@ -127,7 +142,52 @@ impl Watches {
                 }
             }
         };
-        tokio::join!(following, confirming);
+        tokio::join!(following, confirming, self.find(&api));
+    }
+
+    /// Looks for sessions' namespaces that the list did not have.
+    async fn find(&self, api: &Api<PartialObjectMeta<Namespace>>) {
+        let mut progress = self.seen.progress();
+        loop {
+            progress.mark_unchanged();
+            let mut failed = false;
+            for name in self.seen.unfound() {
+                match api.get_opt(&name).await {
+                    Ok(Some(namespace)) if self.is_ours(&namespace.metadata) => {
+                        info!(namespace = %name, "a namespace with sessions has lost our labels");
+                        self.seen.namespace_seen(&found(&namespace.metadata));
+                    }
+                    Ok(_) => self.seen.namespace_absent(&name),
+                    Err(error) => {
+                        let reason = exit::report(&error);
+                        debug!(namespace = %name, %reason, "cannot tell whether it is there");
+                        failed = true;
+                    }
+                }
+            }
+            tokio::select! {
+                changed = progress.changed() => if changed.is_err() { return },
+                () = sleep(AGAIN), if failed => {}
+            }
+        }
+    }
+
+    /// Whether sessions of ours may be in a namespace that is not labelled as ours.
+    fn is_ours(&self, namespace: &ObjectMeta) -> bool {
+        let label = |name| namespace.labels.as_ref().and_then(|all| all.get(name));
+        let is_others = label(INSTALLATION).is_some_and(|it| *it != self.installation);
+        let annotations = namespace.annotations.as_ref();
+        let is_made_by_us = annotations.is_some_and(|all| all.contains_key(CREATED_BY));
+        let is_given = label(MANAGED).is_some_and(|it| it == "true");
+        !is_others && (self.tenants || is_made_by_us || is_given)
+    }
+}
+
+fn found(metadata: &ObjectMeta) -> Found {
+    Found {
+        name: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone(),
+        version: version(metadata),
     }
 }
 

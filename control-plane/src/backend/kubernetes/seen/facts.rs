@@ -252,7 +252,7 @@ fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
 
 /// An object's version as a number, which it is on every API server with etcd below; else 0, and
 /// then what comes later counts.
-fn version(metadata: &ObjectMeta) -> u64 {
+pub(crate) fn version(metadata: &ObjectMeta) -> u64 {
     let version = metadata.resource_version.as_deref();
     version.and_then(|it| it.parse().ok()).unwrap_or(0)
 }

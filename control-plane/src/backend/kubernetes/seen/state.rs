@@ -22,16 +22,35 @@ pub(super) struct State {
     pub(super) namespaces: BTreeMap<String, Namespace>,
     /// The namespaces of each session that there is anything of; mostly one.
     pub(super) homes: HashMap<SessionId, Vec<String>>,
-    /// Whether it is known which namespaces there are.
+    /// Whether it is known which namespaces have our labels.
     pub(super) listed: bool,
-    /// Told "unknown" for want of that.
+    /// Told "unknown" for want of that, or while their namespace is looked for.
     pub(super) told_unknown: HashSet<SessionId>,
+    /// Namespaces of sessions that are not among these: whether they are there is to be found out.
+    pub(super) unfound: HashSet<String>,
+    /// Namespaces of which it was found out that they are not there, or none of ours. Forgotten with
+    /// each complete list.
+    pub(super) absent: HashSet<String>,
+    epochs: u64,
+}
+
+/// A namespace that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    /// Which of that name it is, when that is known.
+    pub(crate) uid: Option<String>,
+    /// Its version.
+    pub(crate) version: u64,
 }
 
 #[derive(Default)]
 pub(super) struct Namespace {
     /// Whether it is watched. One that is gone stays for how its runs ended.
     pub(super) present: bool,
+    /// Rises each time that it comes: another one of the same name is watched anew.
+    pub(super) epoch: u64,
+    uid: Option<String>,
     pub(super) members: HashMap<SessionId, Entry>,
     /// Told "unknown" before its pods were listed.
     pub(super) told_unknown: HashSet<SessionId>,
@@ -61,30 +80,59 @@ impl Namespace {
 }
 
 impl State {
-    /// There is such a namespace. Says whether that is news.
-    pub(super) fn arrive(&mut self, name: &str) -> bool {
-        let namespace = self.namespaces.entry(name.to_owned()).or_default();
-        if namespace.present {
-            return false;
+    /// There is such a namespace. Gives whom that is about when it is news.
+    pub(super) fn arrive(&mut self, found: &Found, now: SystemTime) -> Option<Touched> {
+        self.absent.remove(&found.name);
+        self.unfound.remove(&found.name);
+        let mut touched = Touched::new();
+        if let Some(known) = self.namespaces.get_mut(&found.name)
+            && known.present
+        {
+            if known.uid.is_none() || found.uid.is_none() || known.uid == found.uid {
+                known.uid = known.uid.take().or_else(|| found.uid.clone());
+                return None;
+            }
+            // Another one of the same name, and nobody told of the end of the first.
+            known.uid = None;
+            touched.extend(self.leave(found, now));
         }
+        self.epochs += 1;
+        let namespace = self.namespaces.entry(found.name.clone()).or_default();
         namespace.present = true;
+        namespace.epoch = self.epochs;
+        namespace.uid.clone_from(&found.uid);
         namespace.kinds.clear();
-        true
+        touched.extend(self.told_unknown.drain());
+        Some(touched)
     }
 
-    /// A namespace is gone, with all that was in it.
-    pub(super) fn leave(&mut self, name: &str, now: SystemTime) -> Touched {
+    /// A namespace is gone, with all that was in it by that version; what was made since is in
+    /// another one of the same name.
+    pub(super) fn leave(&mut self, gone: &Found, now: SystemTime) -> Touched {
+        let name = gone.name.as_str();
         let Some(namespace) = self.namespaces.get_mut(name) else {
             return Touched::new();
         };
+        if namespace.uid.is_some() && gone.uid.is_some() && namespace.uid != gone.uid {
+            // Late news of an earlier one.
+            return Touched::new();
+        }
         namespace.present = false;
+        namespace.uid = None;
         namespace.kinds.clear();
-        namespace.names.clear();
         for entry in namespace.members.values_mut() {
             for kind in Kind::ALL {
-                entry.vanish(kind, name, now);
+                let held = entry.held(kind);
+                if held.is_some_and(|held| held.facts.version <= gone.version) {
+                    entry.vanish(kind, name, now);
+                }
             }
         }
+        let members = &namespace.members;
+        namespace.names.retain(|(kind, _), id| {
+            let entry = members.get(id);
+            entry.is_some_and(|entry| entry.held(*kind).is_some())
+        });
         let told = namespace.told_unknown.drain();
         let touched: Touched = told.chain(namespace.members.keys().cloned()).collect();
         if namespace.members.is_empty() {
@@ -235,6 +283,10 @@ impl State {
 
     fn see(&mut self, name: &str, kind: Kind, sighting: Sighting, now: SystemTime) -> Touched {
         let mut touched = Touched::new();
+        if !self.namespaces.get(name).is_some_and(|it| it.present) {
+            // Late news of a namespace that is gone.
+            return touched;
+        }
         let before = self.whose(name, kind, &sighting.name);
         let after = sighting.facts.as_ref().map(|facts| &facts.id);
         if before.is_some() && before.as_ref() != after {

@@ -23,6 +23,22 @@ const ID: &str = "01991f2e-0000-7000-8000-000000000001";
 const OTHER: &str = "01991f2e-0000-7000-8000-000000000002";
 const OWNER: &str = "account-uid";
 
+fn found(name: &str) -> Found {
+    Found {
+        name: name.to_owned(),
+        uid: Some(format!("uid-of-{name}")),
+        version: 1,
+    }
+}
+
+/// It is gone with all that was in it by this version.
+fn gone(name: &str, version: u64) -> Found {
+    Found {
+        version,
+        ..found(name)
+    }
+}
+
 fn start() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600)
 }
@@ -62,7 +78,7 @@ impl Scene {
     /// With one namespace in which nothing is.
     fn listed() -> Self {
         let scene = Self::new();
-        scene.seen.namespaces_listed(&["team".to_owned()]);
+        scene.seen.namespaces_listed(&[found("team")]);
         for kind in Kind::ALL {
             scene.seen.listed("team", kind, Vec::new(), 1);
         }
@@ -191,7 +207,7 @@ fn what_was_not_listed_is_unknown_and_whoever_asked_is_told_later() {
     let scene = Scene::new();
     assert_eq!(scene.run(), Some(RunStatus::Unknown));
 
-    scene.seen.namespaces_listed(&["team".to_owned()]);
+    scene.seen.namespaces_listed(&[found("team")]);
     assert_eq!(scene.took_told(), [id(ID)]);
     assert_eq!(scene.run(), Some(RunStatus::Unknown));
 
@@ -206,17 +222,58 @@ fn what_was_not_listed_is_unknown_and_whoever_asked_is_told_later() {
 }
 
 #[test]
-fn a_namespace_that_is_not_there_has_no_run_in_it() {
+fn a_namespace_that_is_not_listed_is_looked_for() {
     let scene = Scene::new();
     scene.seen.namespaces_listed(&[]);
-    assert_eq!(scene.run(), None);
     assert!(scene.seen.is_settled());
+    assert_eq!(scene.run(), Some(RunStatus::Unknown));
+    assert_eq!(scene.seen.unfound(), ["team"]);
+
+    // It is not there: neither is the run, and who asked is told.
+    scene.told.lock().unwrap().clear();
+    scene.seen.namespace_absent("team");
+    assert_eq!(scene.told.lock().unwrap().len(), 1);
+    assert_eq!(scene.run(), None);
+    assert!(scene.seen.unfound().is_empty());
+
+    // A complete list that does not have it says nothing new, so it is looked for once more.
+    scene.seen.namespaces_listed(&[]);
+    assert_eq!(scene.run(), Some(RunStatus::Unknown));
+    // It is there, without our labels: its runs are seen.
+    scene.told.lock().unwrap().clear();
+    scene.seen.namespace_seen(&found("team"));
+    assert_eq!(scene.told.lock().unwrap().len(), 1);
+    assert_eq!(scene.run(), Some(RunStatus::Unknown));
+    assert_eq!(scene.seen.namespaces().len(), 1);
+}
+
+#[test]
+fn late_news_of_a_namespace_is_not_about_the_next_of_its_name() {
+    let scene = Scene::listed();
+    scene.apply_pod(2, |_| {});
+    let epoch = scene.seen.namespaces()[0].1;
+    // Made in the next namespace, before anybody told of the end of the first.
+    scene.apply_pod(20, |pod| {
+        pod["metadata"]["uid"] = "uid-of-the-next".into();
+    });
+    scene.seen.namespace_gone(&gone("team", 10));
+    let next = Found {
+        uid: Some("another".to_owned()),
+        version: 11,
+        ..found("team")
+    };
+    scene.seen.namespace_seen(&next);
+
+    assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
+    assert_ne!(scene.seen.namespaces()[0].1, epoch);
+    scene.seen.namespace_gone(&gone("team", 30));
+    assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
 }
 
 #[test]
 fn all_is_settled_when_each_watch_has_listed_or_failed() {
     let scene = Scene::new();
-    let names = ["team".to_owned(), "forbidden".to_owned()];
+    let names = [found("team"), found("forbidden")];
     scene.seen.namespaces_listed(&names);
     for kind in Kind::ALL {
         scene.seen.listed("team", kind, Vec::new(), 1);
@@ -386,7 +443,7 @@ fn nobody_passes_an_object_off_as_another_sessions() {
     // And the same pod in another project's namespace is none of this session's.
     scene
         .seen
-        .namespaces_listed(&["team".to_owned(), "others".to_owned()]);
+        .namespaces_listed(&[found("team"), found("others")]);
     let reader = Reader {
         namespace: "others".to_owned(),
         project_of: scene.seen.project_of(),
@@ -407,7 +464,7 @@ fn a_namespace_that_goes_takes_all_but_how_runs_ended() {
     scene.seen.applied("team", Kind::Secret, sighting);
     scene.took_told();
 
-    scene.seen.namespace_gone("team");
+    scene.seen.namespace_gone(&gone("team", u64::MAX));
 
     assert_eq!(scene.end(), "PodDeleted");
     assert_eq!(scene.seen.token_times(&id(ID)), None);
@@ -415,7 +472,7 @@ fn a_namespace_that_goes_takes_all_but_how_runs_ended() {
     assert!(scene.seen.namespaces().is_empty());
     // There is one of that name again: what is in it is not known yet.
     scene.seen.forget_end(&id(ID));
-    scene.seen.namespace_seen("team");
+    scene.seen.namespace_seen(&found("team"));
     assert_eq!(scene.run(), Some(RunStatus::Unknown));
 }
 
