@@ -1,11 +1,8 @@
-//! Our API server and control plane, outside the cluster, and what a user does with them.
+//! Our API server and control plane, outside the cluster.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
-use ambient_shared::{
-    phase::Phase,
-    rest::{BASE, Session, SessionMessage},
-};
+use ambient_shared::rest::Session;
 use ambient_testing::{
     DEADLINE as REQUEST,
     images::Image,
@@ -13,15 +10,13 @@ use ambient_testing::{
     node::Node,
     programs::{Program, Running},
 };
-use reqwest::{Method, StatusCode, header};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
 
-use crate::{
-    kube::{DEADLINE, Kube},
-    target::Target,
-};
+use crate::{kube::Kube, target::Target};
+
+mod user;
 
 /// The project of the scenarios, and so its namespace.
 pub const PROJECT: &str = "ambient-e2e";
@@ -45,9 +40,6 @@ const TOKEN_LIFE: &str = "200s";
 
 /// How often the ticker looks for tokens that are due.
 const REFRESH_INTERVAL: &str = "10s";
-
-/// How often a session is asked for.
-const POLL: Duration = Duration::from_millis(200);
 
 /// The whole system on a cluster.
 #[derive(Debug)]
@@ -215,153 +207,6 @@ impl System {
         format!("http://{}:{REST}", self.target.address)
     }
 
-    /// One request to the REST API with the operator's token; `path` follows the base path.
-    ///
-    /// # Panics
-    /// When there is no answer.
-    pub async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> (StatusCode, Value) {
-        let mut request = self
-            .client
-            .request(method, format!("{}{BASE}{path}", self.api_url()))
-            .timeout(REQUEST)
-            .bearer_auth(&self.operator_token);
-        if let Some(body) = body {
-            request = request
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(body.to_string());
-        }
-        let answer = request.send().await.expect("the API server answers");
-        let status = answer.status();
-        let body = answer.text().await.expect("the answer is whole");
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
-    }
-
-    /// Creates a session of the project.
-    ///
-    /// # Panics
-    /// When the API server refuses it.
-    pub async fn create(&self, session: NewSession) -> String {
-        let body = session.field("project_id", PROJECT).into_json();
-        let (status, session) = self.request(Method::POST, "/sessions", Some(body)).await;
-        assert_eq!(status, StatusCode::CREATED, "{session}");
-        session["id"].as_str().expect("a session has an id").into()
-    }
-
-    /// Deletes a session and waits until nothing of it is in the cluster.
-    ///
-    /// # Panics
-    /// When the API server refuses, or something is left at the deadline.
-    pub async fn delete(&self, id: &str) {
-        let path = format!("/sessions/{id}");
-        let (status, answer) = self.request(Method::DELETE, &path, None).await;
-        assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
-        let label = format!("ambient-code.io/session-id={id}");
-        let what = [
-            "pods,secrets,services,serviceaccounts,networkpolicies",
-            "--selector",
-            &label,
-        ];
-        self.kube().wait_gone(PROJECT, &what).await;
-    }
-
-    /// Deletes all sessions, so that what a failed scenario left disturbs no other.
-    pub async fn clear(&self) {
-        let (_, list) = self.request(Method::GET, "/sessions?size=1000", None).await;
-        for session in list["items"].as_array().into_iter().flatten() {
-            let path = format!("/sessions/{}", session["id"].as_str().unwrap_or_default());
-            self.request(Method::DELETE, &path, None).await;
-        }
-    }
-
-    /// A session as it is now.
-    ///
-    /// # Panics
-    /// When it is not there.
-    pub async fn session(&self, id: &str) -> Session {
-        let path = format!("/sessions/{id}");
-        let (status, session) = self.request(Method::GET, &path, None).await;
-        assert_eq!(status, StatusCode::OK, "{session}");
-        serde_json::from_value(session).expect("a session")
-    }
-
-    /// Waits until a session is in this phase.
-    ///
-    /// # Panics
-    /// When it ends otherwise, or at the deadline.
-    pub async fn phase(&self, id: &str, wanted: Phase) -> Session {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let session = self.session(id).await;
-            let phase = Phase::of(session.phase.as_deref()).expect("a known phase");
-            if phase == wanted {
-                return session;
-            }
-            assert!(
-                !phase.is_terminal() && Instant::now() < deadline,
-                "session is {phase}, not {wanted}: {session:?}"
-            );
-            sleep(POLL).await;
-        }
-    }
-
-    /// All messages of a type of a session.
-    ///
-    /// # Panics
-    /// When the API server refuses.
-    pub async fn texts(&self, id: &str, event_type: &str) -> Vec<String> {
-        let path = format!("/sessions/{id}/messages?after_seq=0");
-        let (status, messages) = self.request(Method::GET, &path, None).await;
-        assert_eq!(status, StatusCode::OK, "{messages}");
-        let messages: Vec<SessionMessage> =
-            serde_json::from_value(messages).expect("a list of messages");
-        messages
-            .into_iter()
-            .filter(|message| message.event_type == event_type)
-            .map(|message| message.payload)
-            .collect()
-    }
-
-    /// Waits for a line of an agent's output with this in it; gives its time and the line.
-    ///
-    /// # Panics
-    /// When its pod is not there, or at the deadline.
-    pub async fn says(&self, id: &str, part: &str) -> (String, String) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let log = self.kube().log(PROJECT, &pod(id), AGENT).await;
-            if let Some(found) = log.iter().find(|(_, line)| line.contains(part)) {
-                return found.clone();
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the agent never wrote {part:?}: {log:#?}"
-            );
-            sleep(POLL).await;
-        }
-    }
-
-    /// The data of a session's token Secret, decoded.
-    ///
-    /// # Panics
-    /// When it is not there.
-    pub async fn secret(&self, id: &str) -> BTreeMap<String, String> {
-        let name = format!("session-{id}-creds");
-        let secret = self.kube().get(PROJECT, &["secret", &name]).await;
-        let secret = secret.expect("a running session has a Secret");
-        let data = secret["data"].as_object().expect("it holds data");
-        data.iter()
-            .map(|(name, value)| {
-                let value = value.as_str().expect("base64");
-                (name.clone(), decode(value))
-            })
-            .collect()
-    }
-
     /// What a person would look at after a failure.
     pub async fn scene(&self) -> String {
         let log = self.control_plane.as_ref().map(Running::log);
@@ -398,10 +243,4 @@ pub fn reason(session: &Session) -> String {
     ours.and_then(|it| it["reason"].as_str())
         .unwrap_or_default()
         .to_owned()
-}
-
-fn decode(text: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let bytes = STANDARD.decode(text).expect("base64");
-    String::from_utf8(bytes).expect("tokens are text")
 }
