@@ -26,6 +26,9 @@ use tokio::{
 
 use crate::DEADLINE;
 
+/// Pause before a port is tried again.
+const AGAIN: Duration = Duration::from_millis(5);
+
 /// What happens to bytes and to new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -128,6 +131,11 @@ impl Relay {
             .await
             .expect("relay changes its mode in time")
             .expect("relay is alive");
+        // A program that is just being started by another test holds a copy of the listener, for
+        // the moment until it is executed.
+        while !wanted && TcpStream::connect(self.address).await.is_ok() {
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Ends all open connections in order (FIN).
@@ -162,7 +170,9 @@ async fn accept(
             return;
         }
         let Ok(listener) = bound(address).and_then(|socket| socket.listen(128)) else {
-            return;
+            // As said in `set`: the last listener is still there.
+            tokio::time::sleep(AGAIN).await;
+            continue;
         };
         let _ = listens.send(true);
         serve(&listener, &mut control, &mut connections, &accepted, refuse).await;

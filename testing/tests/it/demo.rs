@@ -7,6 +7,10 @@ async fn demo_ends_well_and_shows_both_ways() {
     let mut demo = Program::new("ambient-control-plane")
         .args(["local", "--demo"])
         .start();
+    // Step by step, as each has a deadline of its own; the first makes a keypair too.
+    for word in ["Pending", "Running", "Completed"] {
+        demo.output_line(word).await;
+    }
     let status = demo.wait().await;
     let shown = [demo.output(), demo.log()].concat().join("\n");
     assert!(status.success(), "{status}\n{shown}");

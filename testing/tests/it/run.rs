@@ -1,6 +1,7 @@
 //! `local run -- COMMAND`: a conversation with any command, on a pipe here.
 
 use ambient_testing::{
+    DEADLINE,
     local::put_keypair,
     programs::{Program, Running},
 };
@@ -33,7 +34,9 @@ async fn without_any_setting_it_works_and_leaves_no_folder() {
         .args(["local", "run", "--", "false"])
         .env("TMPDIR", temporary.path())
         .start();
-    assert_eq!(program.wait().await.code(), Some(1));
+    // It makes a keypair, which takes its time, and says nothing until the end.
+    let ended = program.ended_within(5 * DEADLINE).await;
+    assert_eq!(ended.expect("it ends").code(), Some(1));
     let left: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
