@@ -180,7 +180,7 @@ impl Work {
                     Err(
                         BackendError::StillEnding
                         | BackendError::Refused {
-                            reason: "NamespaceUnreadable",
+                            reason: "NamespaceUnreadable" | "RightsMissing",
                             ..
                         },
                     ) => sleep(AGAIN).await,

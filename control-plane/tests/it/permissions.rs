@@ -149,6 +149,22 @@ fn wait_until_in_force(cluster: &Cluster, namespace: &str) {
     }
 }
 
+/// All requests that were answered before this call. The log may be a moment behind the answers, so
+/// requests of our own are sent after them and waited for: one after the other, as one that passes
+/// another in the log does not pass it three times.
+///
+/// # Panics
+/// When they do not come into the log.
+pub fn requests_so_far(cluster: &Cluster) -> Vec<Request> {
+    for _ in 0..3 {
+        let name = format!("marker-{}", uuid::Uuid::new_v4());
+        let path = format!("/api/v1/namespaces/default/configmaps/{name}");
+        assert_eq!(cluster.get(&path), None);
+        cluster.wait_for_request(|it| it.name == name);
+    }
+    cluster.requests()
+}
+
 /// The rights that this user has not used, by the requests in the audit log. Not `bind`, which is
 /// part of writing a RoleBinding and in no log.
 pub fn unused(rights: &[Right], user: &str, requests: &[Request]) -> Vec<Right> {

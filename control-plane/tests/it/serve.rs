@@ -18,6 +18,8 @@ use crate::{
     real_api::{RealApi, SERVICE},
 };
 
+mod deleted;
+
 async fn api() -> (RealApi, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let any = "127.0.0.1:0".parse().unwrap();

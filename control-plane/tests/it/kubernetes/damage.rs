@@ -40,7 +40,7 @@ async fn a_token_is_replaced_with_one_write_and_nothing_is_read() {
         ("patch", 200),
         "{written:?}"
     );
-    let all = scene.cluster.requests();
+    let all = permissions::requests_so_far(scene.cluster);
     let ours = all.iter().filter(|it| {
         it.user == CONTROL_PLANE.name && it.resource == "secrets" && it.namespace == "tokens-team"
     });

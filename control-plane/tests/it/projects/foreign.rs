@@ -172,3 +172,79 @@ metadata: {name: holds, namespace: te-team, finalizers: [test.example/holds]}
     scene.stop().await;
     real.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_secret_of_somebody_else_is_neither_written_nor_deleted() {
+    let cluster = cluster();
+    let source = SecretRef {
+        namespace: "se-own".to_owned(),
+        name: "regcred".to_owned(),
+    };
+    cluster.create_namespace(&source.namespace);
+    cluster.apply(&may_read(&source));
+    cluster.apply(
+        "\
+apiVersion: v1
+kind: Secret
+metadata: {name: regcred, namespace: se-own}
+stringData: {key: ours}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: se-team, labels: {ambient-code.io/managed: 'true'}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: regcred, namespace: se-team}
+stringData: {key: theirs}
+",
+    );
+    let path = "/api/v1/namespaces/se-team/secrets/regcred";
+    let before = cluster.get(path).unwrap();
+    let mut settings = settings(&source.namespace);
+    settings.images.pull_secret = Some(source.name.clone());
+    let (_folder, real) = api().await;
+    let scene = Scene::start(&real, cluster, settings).await;
+    create_project(&real, "se-team").await;
+
+    let until_taken = async || {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let asked = scene.projects.ensure("se-team").await;
+            if asked.is_err() && reason(&asked) == "SecretNameTaken" {
+                return asked.unwrap_err().to_string();
+            }
+            assert!(Instant::now() < deadline, "{asked:?}");
+            sleep(POLL).await;
+        }
+    };
+    let message = until_taken().await;
+    assert!(message.contains("regcred"), "{message}");
+    assert!(message.contains("IMAGE_PULL_SECRET"), "{message}");
+    assert_eq!(cluster.get(path).unwrap(), before);
+
+    // Handed over, it is ours.
+    let label = json!({"metadata": {"labels": {
+        "ambient-code.io/managed-by": "ambient-control-plane",
+    }}});
+    assert_eq!(cluster.request("PATCH", path, Some(&label)).0, 200);
+    cluster.wait_for(path, |it| it["data"]["key"] == "b3Vycw==");
+    life::until_ready(&scene, "se-team").await;
+
+    // Taken back, it stays.
+    let label = json!({
+        "metadata": {"labels": {"ambient-code.io/managed-by": null}},
+        "stringData": {"key": "theirs"},
+    });
+    assert_eq!(cluster.request("PATCH", path, Some(&label)).0, 200);
+    scene.projects.forget("se-team");
+    until_taken().await;
+    delete_project(&real, "se-team").await;
+    cluster.wait_for(&namespace_path("se-team"), |it| {
+        it["metadata"]["labels"]["ambient-code.io/managed"].is_null()
+    });
+    let left = cluster.get(path).unwrap();
+    assert_eq!(left["data"]["key"], "dGhlaXJz");
+    scene.stop().await;
+    real.stop().await;
+}

@@ -215,7 +215,7 @@ async fn a_namespace_goes_with_its_project_and_only_then() {
     real.stop().await;
 }
 
-async fn until_ready(scene: &Scene, project: &str) {
+pub(super) async fn until_ready(scene: &Scene, project: &str) {
     let deadline = Instant::now() + DEADLINE;
     while let Err(error) = scene.projects.ensure(project).await {
         assert!(Instant::now() < deadline, "{error:?}");
@@ -284,8 +284,9 @@ async fn two_controllers_at_once_make_everything_once() {
     }
     one.stop().await;
     two.stop().await;
+    let requests = permissions::requests_so_far(cluster);
     let made = |resource: &str, code: u16| {
-        let requests = cluster.requests().into_iter();
+        let requests = requests.iter();
         requests
             .filter(|it| it.verb == "create" && it.resource == resource && it.code == code)
             .filter(|it| names.contains(&it.namespace) || names.contains(&it.name))
