@@ -48,7 +48,8 @@ async fn what_can_never_be_made_is_refused_before_anything_is() {
     for (impossible, reason) in cases {
         let refused = scene.settled(&impossible).await;
         assert_eq!(refusal(&refused), format!("impossible: {reason}"));
-        assert_eq!(scene.state(&impossible), None);
+        let is_nowhere = || scene.state(&impossible).is_none();
+        scene.until("it is nowhere", is_nowhere).await;
         scene.removed(&impossible.id).await;
     }
     assert_eq!(scene.cluster.get("/api/v1/namespaces/never-team"), None);
