@@ -162,8 +162,8 @@ async fn a_mark_brings_a_retry_forward_but_makes_no_storm() {
         lease.fail();
         queue.mark(Make, &"a");
     }
-    // Pauses of 0.25, 0.5, 1, 2, 2, ... seconds, unless chance makes one shorter.
-    assert!((4..=12).contains(&runs), "{runs} runs");
+    // Pauses of 0.25, 0.5, 1, 2, 2, ... seconds, which chance shortens. A storm has thousands.
+    assert!((4..=60).contains(&runs), "{runs} runs");
 
     let failed_at = Instant::now();
     queue.mark(Make, &"a");

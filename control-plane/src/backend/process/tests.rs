@@ -8,7 +8,7 @@ use crate::backend::{Agent, ResourceOverrides};
 use folder::{Exit, ExitRecord, ProgramRecord, RunRecord, ShimRecord};
 use identity::ProcessIdentity;
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = ambient_testing::DEADLINE;
 
 fn id() -> SessionId {
     SessionId::parse("session-0001").unwrap()
