@@ -5,7 +5,7 @@ use super::*;
 /// Sessions of the project.
 const SESSIONS: usize = 30;
 
-const PROJECT: &str = "deleted-team";
+const PROJECT: &str = "serve-deleted-team";
 
 /// What one session costs in its life: some ten calls, of which some are made again while the
 /// namespace ends. Sessions that were tried again and again would cost hundreds.
