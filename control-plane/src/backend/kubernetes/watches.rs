@@ -23,7 +23,7 @@ use tracing::{debug, error, info};
 
 use super::{
     follow::{Follower, Happened},
-    names::{CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY},
+    names::{CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY, check_project},
     refusal::is_not_found,
     seen::{
         Found, Seen,
@@ -152,6 +152,11 @@ impl Watches {
             progress.mark_unchanged();
             let mut failed = false;
             for name in self.seen.unfound() {
+                // Of a session that can have none; the API server would not say that it is not there.
+                if check_project(&name, &name).is_err() {
+                    self.seen.namespace_absent(&name);
+                    continue;
+                }
                 match api.get_opt(&name).await {
                     Ok(Some(namespace)) if self.is_ours(&namespace.metadata) => {
                         info!(namespace = %name, "a namespace with sessions has lost our labels");
