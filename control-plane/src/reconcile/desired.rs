@@ -21,8 +21,8 @@ mod resources;
 
 use annotations::{agent, agent_io, annotations};
 pub use place::{Place, PodLimits};
-pub(crate) use resources::parse_quantities;
 use requested::requested;
+pub(crate) use resources::parse_quantities;
 
 /// Most bytes of one variable. Linux takes 128 KiB with the name (`MAX_ARG_STRLEN`), and what it
 /// does not take fails every start.
