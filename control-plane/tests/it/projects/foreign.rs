@@ -211,8 +211,12 @@ stringData: {key: theirs}
         let deadline = Instant::now() + DEADLINE;
         loop {
             let asked = scene.projects.ensure("se-team").await;
-            if asked.is_err() && reason(&asked) == "SecretNameTaken" {
-                return asked.unwrap_err().to_string();
+            if let Err(BackendError::Refused {
+                reason: "SecretNameTaken",
+                message,
+            }) = asked
+            {
+                return message;
             }
             assert!(Instant::now() < deadline, "{asked:?}");
             sleep(POLL).await;
