@@ -1,5 +1,7 @@
 //! What Kubernetes refuses, and what is said of it.
 
+use ambient_shared::proof::SessionKey;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -53,6 +55,34 @@ async fn what_can_never_be_made_is_refused_before_anything_is() {
         scene.removed(&impossible.id).await;
     }
     assert_eq!(scene.cluster.get("/api/v1/namespaces/never-team"), None);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_secret_over_the_size_limit_fails_the_session() {
+    let scene = Scene::start("large").await;
+    let session = run("large-session", "large-team");
+    // Tokens are never so long; the limit of a Secret is 1 MiB.
+    let too_large = Credentials {
+        session_key: SessionKey::from_text(&"k".repeat(1024 * 1024 + 1)).unwrap(),
+        ..credentials(&session.id, 900)
+    };
+    // First of all the namespace, which may have to wait for its rights.
+    scene.started(&run("large-first", "large-team")).await;
+    scene.knows(&session);
+
+    let refused = scene.backend.start(&session, &too_large).await;
+
+    assert_eq!(refusal(&refused), "impossible: ObjectRefused");
+    assert_eq!(scene.pod(&session), None);
+    // One that fits is taken, and a later one that does not leaves it as it is.
+    scene.started(&session).await;
+    let secret = path(&session, "secrets", "-creds");
+    let before = scene.cluster.get(&secret).unwrap();
+    let written = scene.backend.write_token(&session.id, &too_large).await;
+    assert_eq!(refusal(&written), "impossible: ObjectRefused");
+    assert_eq!(scene.cluster.get(&secret).unwrap(), before);
+    scene.removed(&session.id).await;
     scene.stop().await;
 }
 
