@@ -150,7 +150,7 @@ impl System {
             .env("CP_TOKEN_URL", format!("http://{address}:{TOKENS}/token"))
             .env("AMBIENT_RUNNER_IMAGE", Image::reference("ambient-runner"))
             .env("AMBIENT_SIDECAR_IMAGE", Image::reference("ambient-sidecar"))
-            .env("AGENT_IMAGE_ALLOW", "local/*")
+            .env("AGENT_IMAGE_ALLOW", "images.example/*")
             .start();
         program.listening("endpoint").await;
         self.control_plane = Some(program);

@@ -160,9 +160,9 @@ impl Image {
         self.name
     }
 
-    /// What pods call it: `local/NAME:e2e`.
+    /// What pods call it: `images.example/NAME:e2e`.
     pub fn reference(name: &str) -> String {
-        format!("local/{name}:{TAG}")
+        format!("images.example/{name}:{TAG}")
     }
 
     /// Writes it to `NAME.tar` in this folder and gives the path.
@@ -208,7 +208,7 @@ impl Image {
         listed["platform"] = platform;
         listed["annotations"] = json!({
             // What containerd calls it, then what the specification knows.
-            "io.containerd.image.name": format!("docker.io/{reference}"),
+            "io.containerd.image.name": reference,
             "org.opencontainers.image.ref.name": TAG,
         });
         let index = json!({

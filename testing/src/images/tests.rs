@@ -92,7 +92,7 @@ fn an_archive_is_an_oci_image_layout() {
     assert_eq!(listed["platform"]["os"], "linux");
     assert_eq!(
         listed["annotations"]["io.containerd.image.name"],
-        "docker.io/local/ambient-runner:e2e"
+        "images.example/ambient-runner:e2e"
     );
 
     let manifest = json(blob(
@@ -121,7 +121,10 @@ fn an_archive_is_an_oci_image_layout() {
 fn docker_finds_the_same_image_in_it() {
     let files = unpacked(&runner().archive());
     let listed = json(&files["manifest.json"]);
-    assert_eq!(listed[0]["RepoTags"], json!(["local/ambient-runner:e2e"]));
+    assert_eq!(
+        listed[0]["RepoTags"],
+        json!(["images.example/ambient-runner:e2e"])
+    );
     let config = json(&files[listed[0]["Config"].as_str().unwrap()]);
     assert_eq!(config["config"]["Entrypoint"], json!(["/ambient-runner"]));
     let layer = &files[listed[0]["Layers"][0].as_str().unwrap()];

@@ -33,7 +33,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 address = "{folder}/containerd.sock"
 
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "docker.io/{pause}"
+sandbox_image = "{pause}"
 # Small virtual machines lack CAP_SYS_RESOURCE.
 restrict_oom_score_adj = true
 
