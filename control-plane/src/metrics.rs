@@ -3,6 +3,15 @@
 //! Prometheus conventions: base units, `_total` for counters, moments rather than ages, so that a
 //! stuck task shows. Labels come from enums, never from ids.
 
+// Leadership.
+
+/// Gauge: 1 while this replica leads, else 0.
+pub const LEADER: &str = "ambient_control_plane_leader";
+/// Gauge: when this replica, as the leader, last renewed its Lease, in Unix seconds.
+pub const LEASE_RENEWED: &str = "ambient_control_plane_lease_renewed_timestamp_seconds";
+/// Counter, label `to` (`leader`, `follower`): times this replica began or ceased to lead.
+pub const LEADERSHIP_CHANGES: &str = "ambient_control_plane_leadership_changes_total";
+
 // Token endpoint.
 
 /// Counter, label `result`: answers to `GET /token`.
