@@ -18,13 +18,17 @@ pub mod cluster;
 pub mod faults;
 pub mod idp;
 pub mod images;
+pub mod installation;
 pub mod keypair;
+pub mod kube_proxy;
+pub mod kwok;
 pub mod load;
 pub mod local;
 pub mod node;
 pub mod ports;
 pub mod processes;
 pub mod programs;
+pub mod proxy;
 pub mod table;
 
 /// Longest wait for anything in a test. Long, since a shared machine can be slow; a test that
