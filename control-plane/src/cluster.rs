@@ -32,8 +32,11 @@ use self::{
     token::TokenFile,
 };
 
+mod fence;
 mod manners;
 mod token;
+
+pub use fence::Fence;
 
 /// Set in every pod: where the API server of its cluster is.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
@@ -108,13 +111,12 @@ pub enum ClusterError {
 }
 
 /// Makes the clients. Asks nothing of the API server; runs the kubeconfig's credential plugin, if
-/// it has one.
+/// it has one. While `fence` is closed, only [`Clients::own`] writes.
 ///
 /// # Errors
 /// When settings, certificates or credentials cannot be used.
-pub async fn connect(settings: &ClusterSettings) -> Result<Clients, ClusterError> {
+pub async fn connect(settings: &ClusterSettings, fence: Fence) -> Result<Clients, ClusterError> {
     client::install_crypto_provider();
-    let calls = Arc::new(Semaphore::new(MAX_CALLS));
     let config = read(settings.kubeconfig.as_deref()).await?;
     let projects = match &settings.project_token_file {
         None => None,
@@ -125,12 +127,16 @@ pub async fn connect(settings: &ClusterSettings) -> Result<Clients, ClusterError
                 token_file: Some(file.display().to_string()),
                 ..AuthInfo::default()
             };
-            Some(build(config, Arc::clone(&calls)).await?)
+            Some(Connection::open(config).await?)
         }
     };
-    let own = build(config, calls).await?;
-    let projects = projects.unwrap_or_else(|| own.clone());
-    Ok(Clients { own, projects })
+    let own = Connection::open(config).await?;
+    let projects = projects.as_ref().unwrap_or(&own);
+    let calls = Arc::new(Semaphore::new(MAX_CALLS));
+    Ok(Clients {
+        own: own.client(Arc::clone(&calls), Fence::open()),
+        projects: projects.client(calls, fence),
+    })
 }
 
 async fn read(kubeconfig: Option<&Path>) -> Result<Config, ClusterError> {
@@ -157,21 +163,38 @@ async fn read(kubeconfig: Option<&Path>) -> Result<Config, ClusterError> {
         .map_err(broken)
 }
 
-async fn build(mut config: Config, calls: Arc<Semaphore>) -> Result<kube::Client, ClusterError> {
-    let token = match token_file(&mut config.auth_info) {
-        None => None,
-        Some(path) => Some(
-            TokenFile::open(&path)
-                .await
-                .map_err(|source| ClusterError::TokenFile { path, source })?,
-        ),
-    };
-    let namespace = config.default_namespace.clone();
-    // A credential plugin is run here, and waited for.
-    let transport = tokio::task::spawn_blocking(move || transport(&config)).await;
-    let transport = transport.map_err(|_| ClusterError::CutOff)??;
-    let service = Manners::new(transport, token, calls);
-    Ok(kube::Client::new(service, namespace))
+/// What clients of the same credentials have in common.
+struct Connection {
+    transport: Transport,
+    token: Option<TokenFile>,
+    namespace: String,
+}
+
+impl Connection {
+    async fn open(mut config: Config) -> Result<Self, ClusterError> {
+        let token = match token_file(&mut config.auth_info) {
+            None => None,
+            Some(path) => Some(
+                TokenFile::open(&path)
+                    .await
+                    .map_err(|source| ClusterError::TokenFile { path, source })?,
+            ),
+        };
+        let namespace = config.default_namespace.clone();
+        // A credential plugin is run here, and waited for.
+        let transport = tokio::task::spawn_blocking(move || transport(&config)).await;
+        Ok(Self {
+            transport: transport.map_err(|_| ClusterError::CutOff)??,
+            token,
+            namespace,
+        })
+    }
+
+    /// A client with these places for its calls.
+    fn client(&self, calls: Arc<Semaphore>, fence: Fence) -> kube::Client {
+        let manners = Manners::new(self.transport.clone(), self.token.clone(), calls, fence);
+        kube::Client::new(manners, self.namespace.clone())
+    }
 }
 
 /// The token file, when that is what authenticates: taken out, as we read it ourselves. kube would

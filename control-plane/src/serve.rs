@@ -32,7 +32,7 @@ use crate::{
         Backend,
         kubernetes::{KubernetesBackend, KubernetesTasks, projects::Projects},
     },
-    cluster::{self, Clients},
+    cluster::{self, Clients, Fence},
     controller::{Controller, ControllerSettings},
     endpoint::{Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup},
     issuer::{
@@ -83,7 +83,7 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
     signals.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
 
-    let clients = cluster::connect(&settings.cluster).await?;
+    let clients = cluster::connect(&settings.cluster, Fence::open()).await?;
     let store = SecretKeypairStore {
         client: clients.own.clone(),
         namespace: settings.kubernetes.namespace.clone(),

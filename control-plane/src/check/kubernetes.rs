@@ -14,7 +14,7 @@ use kube::{
 use super::{CheckSettings, Row, limited};
 use crate::{
     backend::kubernetes::names::{INSTALLATION, MANAGED},
-    cluster::{self, Clients},
+    cluster::{self, Clients, Fence},
     keypair::secret::{Found, SecretKeypairStore},
     rules::{Place, Right, RuleSettings, Rules},
 };
@@ -33,7 +33,7 @@ const LOOKED_AT: u32 = 50;
 const AT_ONCE: usize = 8;
 
 pub(super) async fn rows(settings: &CheckSettings) -> Vec<Row> {
-    let clients = match cluster::connect(&settings.cluster).await {
+    let clients = match cluster::connect(&settings.cluster, Fence::open()).await {
         Ok(clients) => clients,
         Err(error) => return vec![Row::failed(API, exit::report(&error))],
     };

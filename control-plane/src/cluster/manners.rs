@@ -2,7 +2,8 @@
 //!
 //! In: requests of kube. Out: answers. A call (everything but a watch) has one of [`MAX_CALLS`]
 //! places and [`CALL_DEADLINE`] in all, its answer's body included. A server that is too busy is
-//! asked again after the time that it named. A watch has no place and no time limit once it began;
+//! asked again after the time that it named. While the [`Fence`] is closed, nothing is sent that
+//! would change anything. A watch has no place and no time limit once it began;
 //! who reads it has (kube's watcher gives up one that is silent for longer than it asked for).
 
 use std::{
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tower::{BoxError, Service, ServiceExt as _, util::BoxCloneSyncService};
 
-use super::token::TokenFile;
+use super::{fence::Fence, token::TokenFile};
 use crate::metrics::{KUBERNETES_REQUESTS, KUBERNETES_SECONDS};
 
 /// Most calls at once. An API server with its default settings runs some 50 at once for one user
@@ -75,6 +76,8 @@ enum NoAnswer {
     Deadline,
     #[error("no more calls are made, as the program ends")]
     Closed(#[from] AcquireError),
+    #[error("not the leader any more: nothing was written")]
+    Fenced,
 }
 
 /// The service that kube's client sends its requests to.
@@ -83,6 +86,7 @@ pub(super) struct Manners {
     transport: Transport,
     token: Option<TokenFile>,
     calls: Arc<Semaphore>,
+    fence: Fence,
 }
 
 impl Manners {
@@ -90,11 +94,13 @@ impl Manners {
         transport: Transport,
         token: Option<TokenFile>,
         calls: Arc<Semaphore>,
+        fence: Fence,
     ) -> Self {
         Self {
             transport,
             token,
             calls,
+            fence,
         }
     }
 
@@ -148,6 +154,10 @@ impl Manners {
             Verb::Watch => None,
             _ => Some(self.calls.acquire().await.map_err(NoAnswer::from)?),
         };
+        // Last of all: waiting for the place may have taken long.
+        if verb.writes() && !self.fence.is_open() {
+            return Err(NoAnswer::Fenced.into());
+        }
         let counted = Counted::new(verb);
         let (head, body) = self.transport.clone().oneshot(request).await?.into_parts();
         let body = if matches!(verb, Verb::Watch) && head.status.is_success() {
@@ -232,6 +242,16 @@ impl Verb {
             _ if asks_for("watch=true") || asks_for("watch=1") => Self::Watch,
             _ if said("list") => Self::List,
             _ => Self::Get,
+        }
+    }
+
+    /// Whether it may change anything.
+    fn writes(self) -> bool {
+        match self {
+            Self::Get | Self::List | Self::Watch => false,
+            Self::Create | Self::Update | Self::Patch | Self::Delete | Self::DeleteCollection => {
+                true
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode, header};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
-    api::{PostParams, WatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -110,7 +110,10 @@ impl Server {
     }
 
     async fn objects(&self) -> Api<ConfigMap> {
-        Api::namespaced(connect(&self.settings()).await.unwrap().own, "here")
+        Api::namespaced(
+            connect(&self.settings(), Fence::open()).await.unwrap().own,
+            "here",
+        )
     }
 
     fn requests(&self) -> usize {
@@ -300,10 +303,13 @@ async fn a_refused_token_is_read_again_at_once() {
 async fn projects_may_have_a_token_of_their_own() {
     let server = Server::start([], None).await;
     std::fs::write(server.path("other"), "  theirs\n").unwrap();
-    let clients = connect(&ClusterSettings {
-        project_token_file: Some(server.path("other")),
-        ..server.settings()
-    })
+    let clients = connect(
+        &ClusterSettings {
+            project_token_file: Some(server.path("other")),
+            ..server.settings()
+        },
+        Fence::open(),
+    )
     .await
     .unwrap();
 
@@ -323,7 +329,12 @@ async fn a_server_that_never_answers_is_given_up() {
     client::install_crypto_provider();
     let silent = tower::service_fn(|_| std::future::pending());
     let calls = Arc::new(Semaphore::new(1));
-    let manners = Manners::new(BoxCloneSyncService::new(silent), None, Arc::clone(&calls));
+    let manners = Manners::new(
+        BoxCloneSyncService::new(silent),
+        None,
+        Arc::clone(&calls),
+        Fence::open(),
+    );
     let objects: Api<ConfigMap> = Api::namespaced(kube::Client::new(manners, "here"), "here");
 
     // The second waits for the place of the first.
@@ -333,6 +344,55 @@ async fn a_server_that_never_answers_is_given_up() {
         assert!(error.to_string().contains("no answer within 1m"), "{error}");
     }
     assert_eq!(calls.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn who_leads_no_more_writes_nothing_and_reads_on() {
+    let busy = [Act::Refuse(429, Some(0)), Act::Refuse(429, Some(1))];
+    let server = Server::start(busy, None).await;
+    let leads = Arc::new(AtomicBool::new(true));
+    let fence = {
+        let (leads, seen) = (Arc::clone(&leads), Arc::clone(&server.seen));
+        // Lost while a busy server is waited for.
+        Fence::new(move || leads.load(Ordering::SeqCst) && seen.headers.lock().unwrap().len() < 2)
+    };
+    let clients = connect(&server.settings(), fence).await.unwrap();
+    let objects: Api<ConfigMap> = Api::namespaced(clients.projects, "here");
+    let object = ConfigMap::default();
+
+    let error = objects
+        .create(&PostParams::default(), &object)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("not the leader any more"),
+        "{error}"
+    );
+    assert_eq!(server.requests(), 2);
+
+    leads.store(false, Ordering::SeqCst);
+    let apply = PatchParams::apply("us");
+    let patch = Patch::Apply(&object);
+    let (delete, list) = (DeleteParams::default(), ListParams::default());
+    let refused = [
+        objects
+            .replace("it", &PostParams::default(), &object)
+            .await
+            .err(),
+        objects.patch("it", &apply, &patch).await.err(),
+        objects.delete("it", &delete).await.err(),
+        objects.delete_collection(&delete, &list).await.err(),
+    ];
+    for error in refused {
+        let text = error.unwrap().to_string();
+        assert!(text.contains("nothing was written"), "{text}");
+    }
+    assert_eq!(server.requests(), 2);
+
+    objects.get("it").await.unwrap();
+    let own: Api<ConfigMap> = Api::namespaced(clients.own, "here");
+    own.create(&PostParams::default(), &object).await.unwrap();
+    assert_eq!(server.requests(), 4);
 }
 
 #[tokio::test]
@@ -361,7 +421,7 @@ async fn faults_of_the_settings_are_named() {
     let told = async |change: &dyn Fn(&mut ClusterSettings)| {
         let mut settings = server.settings();
         change(&mut settings);
-        let error = connect(&settings).await.unwrap_err();
+        let error = connect(&settings, Fence::open()).await.unwrap_err();
         let mut text = ambient_shared::exit::report(&error);
         let _ = write!(text, " {error:?}");
         text
@@ -431,7 +491,7 @@ async fn several_kubeconfigs_are_merged() {
         project_token_file: None,
     };
 
-    let clients = connect(&settings).await.unwrap();
+    let clients = connect(&settings, Fence::open()).await.unwrap();
 
     Api::<ConfigMap>::namespaced(clients.own, "here")
         .get("it")

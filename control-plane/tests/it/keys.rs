@@ -1,7 +1,7 @@
 //! Keys in Secrets of a real cluster, with the rights of production.
 
 use ambient_control_plane::{
-    cluster::{ClusterSettings, connect},
+    cluster::{ClusterSettings, Fence, connect},
     keypair::{
         KeypairError, KeypairStore as _,
         secret::{Found, SECRETS, SecretKeypairStore},
@@ -33,7 +33,7 @@ async fn store(namespace: &str) -> (&'static Cluster, SecretKeypairStore) {
         project_token_file: None,
     };
     let store = SecretKeypairStore {
-        client: connect(&settings).await.unwrap().own,
+        client: connect(&settings, Fence::open()).await.unwrap().own,
         namespace: namespace.to_owned(),
     };
     (cluster, store)

@@ -20,7 +20,7 @@ use ambient_control_plane::{
             },
         },
     },
-    cluster::{Clients, ClusterSettings, connect},
+    cluster::{Clients, ClusterSettings, Fence, connect},
 };
 use ambient_shared::{
     client::install_crypto_provider, clock::Clock, proof::SessionRoot, session::SessionId,
@@ -112,7 +112,7 @@ async fn clients(cluster: &Cluster) -> Clients {
         kubeconfig: Some(cluster.kubeconfig(CONTROL_PLANE)),
         project_token_file: None,
     };
-    connect(&access).await.unwrap()
+    connect(&access, Fence::open()).await.unwrap()
 }
 
 impl Work {
@@ -148,10 +148,17 @@ impl Work {
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
         let run = tasks.run(shutdown.clone());
-        running.spawn(async move { run.await.unwrap() });
+        let backend = Arc::new(backend);
+        running.spawn({
+            let (backend, shutdown) = (Arc::clone(&backend), shutdown.clone());
+            async move {
+                let ((), ended) = tokio::join!(backend.repair(shutdown), run);
+                ended.unwrap();
+            }
+        });
         assert!(backend.synced(DEADLINE).await, "not synced");
         Self {
-            backend: Arc::new(backend),
+            backend,
             sessions: Sessions::default(),
             changes: Changes::default(),
             shutdown,

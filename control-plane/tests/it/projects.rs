@@ -18,7 +18,7 @@ use ambient_control_plane::{
             },
         },
     },
-    cluster::{ClusterSettings, connect},
+    cluster::{ClusterSettings, Fence, connect},
     projects::ProjectController,
 };
 use ambient_shared::{
@@ -91,7 +91,7 @@ async fn projects(cluster: &Cluster, settings: KubernetesSettings) -> Arc<Projec
         kubeconfig: Some(cluster.kubeconfig(CONTROL_PLANE)),
         project_token_file: None,
     };
-    let clients = connect(&access).await.unwrap();
+    let clients = connect(&access, Fence::open()).await.unwrap();
     Arc::new(Projects::new(clients, Arc::new(settings)))
 }
 
@@ -126,8 +126,8 @@ impl Scene {
             ProjectController::new(Api::new(channel, token), Arc::clone(&projects), resync);
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
-        let run = controller.run(shutdown.clone());
-        running.spawn(async move { run.await.unwrap() });
+        let stops = shutdown.clone();
+        running.spawn(async move { controller.run(stops, DEADLINE).await.unwrap() });
         Self {
             projects,
             shutdown,
