@@ -27,7 +27,7 @@ LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test e2e images lint fmt clippy deny static cluster-tools \
-	cluster-programs bench bench-build bench-exchange bench-startup bench-memory
+	cluster-programs bench bench-build bench-exchange bench-startup bench-memory bench-refresh
 
 help: ## List the verbs.
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
@@ -120,3 +120,7 @@ bench-startup: bench-build static ## Runner start to token in hand.
 
 bench-memory: bench-build static ## Resident memory of each program at rest.
 	"$(TARGET_DIR)/release/bench-memory" --static-dir dist $(ARGS)
+
+# ARGS="--sessions 1000": a small one. Not part of `make bench`, as it takes half an hour.
+bench-refresh: bench-build cluster-programs $(KWOK) ## The control plane with 10,000 running sessions on a real Kubernetes API.
+	KUBEBUILDER_ASSETS="$(CLUSTER)" KWOK="$(KWOK)/kwok" "$(TARGET_DIR)/release/bench-refresh" $(ARGS)

@@ -29,14 +29,16 @@ mod arguments;
 mod audit;
 mod certificates;
 mod client;
+mod direct;
 mod kubelet;
 mod ports;
 mod programs;
 mod users;
 mod waits;
 
-pub use audit::Request;
+pub use audit::{NewRequests, Request};
 use certificates::Certificates;
+pub use direct::{Direct, Kind};
 use ports::Port;
 use programs::Programs;
 pub use programs::tools;
@@ -58,6 +60,8 @@ pub struct ClusterOptions {
     /// Real nodes will join: kube-scheduler runs, and a node without a heartbeat is given up.
     /// Otherwise nodes are those of [`Cluster::add_node`], which have no heartbeat.
     pub nodes: bool,
+    /// More arguments of etcd.
+    pub etcd: Vec<String>,
     /// More arguments of kube-apiserver.
     pub api_server: Vec<String>,
     /// More arguments of kube-controller-manager.
@@ -72,6 +76,7 @@ impl Default for ClusterOptions {
             advertise: Ipv4Addr::LOCALHOST,
             names: Vec::new(),
             nodes: false,
+            etcd: Vec::new(),
             api_server: Vec::new(),
             controller_manager: Vec::new(),
         }
@@ -217,6 +222,19 @@ impl Cluster {
     /// cluster's own programs asked. A watch is there as soon as it was answered.
     pub fn requests(&self) -> Vec<Request> {
         audit::read(&self.folder)
+    }
+
+    /// The same piece by piece, from now on, for a log that grows large.
+    pub fn new_requests(&self) -> NewRequests {
+        NewRequests::open(&self.folder)
+    }
+
+    /// Process id of one of its programs, such as `kube-apiserver`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self, program: &str) -> u32 {
+        self.programs.pid(program)
     }
 
     /// Ends kube-apiserver as a crash does; its port then refuses connections. Not for the shared

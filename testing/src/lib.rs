@@ -25,6 +25,7 @@ pub mod kwok;
 pub mod load;
 pub mod local;
 pub mod node;
+pub mod operator;
 pub mod ports;
 pub mod processes;
 pub mod programs;

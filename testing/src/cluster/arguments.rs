@@ -18,7 +18,7 @@ impl Cluster {
 
     pub(super) fn etcd_arguments(&self) -> Vec<String> {
         let url = self.etcd_url();
-        vec![
+        let mut arguments = vec![
             "--data-dir=etcd".to_owned(),
             format!("--listen-client-urls={url}"),
             format!("--advertise-client-urls={url}"),
@@ -28,7 +28,9 @@ impl Cluster {
             // Nothing of it outlives the test.
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
-        ]
+        ];
+        arguments.extend_from_slice(&self.options.etcd);
+        arguments
     }
 
     pub(super) fn api_server_arguments(&self) -> Vec<String> {

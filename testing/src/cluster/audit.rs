@@ -1,6 +1,11 @@
 //! What the API server wrote down of the requests it got.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufReader, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -98,6 +103,42 @@ pub(super) fn read(folder: &Path) -> Vec<Request> {
     parse(&String::from_utf8_lossy(&log))
 }
 
+/// Reads the log piece by piece, each request once; a watch that ends after it was read comes again.
+#[derive(Debug)]
+pub struct NewRequests {
+    path: PathBuf,
+    offset: u64,
+}
+
+impl NewRequests {
+    /// Begins at the log's end.
+    pub(super) fn open(folder: &Path) -> Self {
+        let path = folder.join("audit.log");
+        let offset = fs::metadata(&path).map_or(0, |it| it.len());
+        Self { path, offset }
+    }
+
+    /// What was written down since the last call.
+    pub fn read(&mut self) -> Vec<Request> {
+        let mut text = Vec::new();
+        let read = File::open(&self.path).and_then(|file| {
+            let mut file = BufReader::new(file);
+            file.seek(SeekFrom::Start(self.offset))?;
+            file.read_to_end(&mut text)
+        });
+        if read.is_err() {
+            return Vec::new();
+        }
+        // The last line may be half written.
+        let whole = text
+            .iter()
+            .rposition(|it| *it == b'\n')
+            .map_or(0, |it| it + 1);
+        self.offset += whole as u64;
+        parse(&String::from_utf8_lossy(&text[..whole]))
+    }
+}
+
 fn parse(log: &str) -> Vec<Request> {
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut requests: Vec<Request> = Vec::new();
@@ -140,6 +181,33 @@ impl From<Event> for Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_piece_by_piece_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let line = |id: &str| {
+            format!(r#"{{"auditID":"{id}","verb":"{id}","user":{{"username":"admin"}}}}"#) + "\n"
+        };
+        fs::write(&path, line("before")).unwrap();
+        let mut new = NewRequests::open(folder.path());
+        let mut verbs = |text: &str| {
+            let mut log = fs::read_to_string(&path).unwrap();
+            log.push_str(text);
+            fs::write(&path, log).unwrap();
+            let read = new.read().into_iter().map(|it| it.verb);
+            read.collect::<Vec<_>>()
+        };
+
+        let third = line("third");
+        let (half, rest) = third.split_at(20);
+        assert_eq!(
+            verbs(&(line("first") + &line("second") + half)),
+            ["first", "second"]
+        );
+        assert_eq!(verbs(""), [""; 0]);
+        assert_eq!(verbs(rest), ["third"]);
+    }
 
     #[test]
     fn a_watch_counts_once_and_half_a_line_not_at_all() {

@@ -128,9 +128,13 @@ impl Programs {
         end(&mut child);
     }
 
-    pub(super) fn signal(&self, program: &str, signal: Signal) {
+    pub(super) fn pid(&self, program: &str) -> u32 {
         let (_, child) = &self.running[self.place(program)];
-        let pid = i32::try_from(child.id()).expect("a pid");
+        child.id()
+    }
+
+    pub(super) fn signal(&self, program: &str, signal: Signal) {
+        let pid = i32::try_from(self.pid(program)).expect("a pid");
         kill(Pid::from_raw(pid), signal).expect("a process of ours");
     }
 
