@@ -4,33 +4,38 @@
 //! feed → cache, due → queue → workers → reconciler → backend, API server
 //! ticker → tokens due → workers → issuer → backend
 //! ```
+//!
+//! Of several replicas all follow, so that each knows which sessions may have tokens and is warm
+//! when it has to take over; one leads, and does the work.
 
 use std::{
     fmt,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ambient_shared::{
     api::Api,
     clock::Clock,
     phase::Phase,
-    proof::SessionKey,
     retry::Policy,
     session::SessionId,
     tasks::{TaskFailure, Tasks},
 };
+use futures_util::FutureExt as _;
 use metrics::gauge;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Backend, Observer},
+    cluster::Fence,
     issuer::Issuer,
+    keypair::Keyring,
     metrics::{QUEUE_LENGTH, SESSIONS},
     queue::WorkQueue,
     reconcile::{
-        Reconciler,
+        ReconcileError, Reconciler,
         desired::DesiredSettings,
         due::{Due, Handler},
     },
@@ -49,11 +54,11 @@ const TOKEN_LIMIT: Duration = Duration::from_secs(30);
 /// How long work that has begun may go on after the shutdown: below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(20);
 
+/// How long what only reads may take to end: it has nothing to finish.
+const FOLLOW_DRAIN: Duration = Duration::from_secs(5);
+
 /// How often the number of sessions and the queue's length are reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Gives the key of a session.
-pub type SessionKeys = Arc<dyn Fn(&SessionId) -> SessionKey + Send + Sync>;
 
 /// Settings of the controller.
 #[derive(Debug, Clone)]
@@ -70,6 +75,10 @@ pub struct ControllerSettings {
     pub write_back_workers: usize,
     /// How many sessions are stopped, confirmed or cleaned up at once.
     pub clean_up_workers: usize,
+    /// How many sessions the API server is asked about at once.
+    pub ask_workers: usize,
+    /// Closed while another replica leads: nothing is written then.
+    pub fence: Fence,
 }
 
 impl Default for ControllerSettings {
@@ -81,6 +90,8 @@ impl Default for ControllerSettings {
             provision_workers: 8,
             write_back_workers: 8,
             clean_up_workers: 4,
+            ask_workers: 4,
+            fence: Fence::open(),
         }
     }
 }
@@ -90,7 +101,7 @@ pub struct Controller {
     api: Api,
     rest: RestClient,
     issuer: Arc<dyn Issuer>,
-    keys: SessionKeys,
+    keys: Keyring,
     settings: ControllerSettings,
     clock: Clock,
     cache: SessionCache,
@@ -103,7 +114,7 @@ impl Controller {
         api: Api,
         rest: RestClient,
         issuer: Arc<dyn Issuer>,
-        keys: SessionKeys,
+        keys: Keyring,
         settings: ControllerSettings,
         clock: Clock,
     ) -> Self {
@@ -135,9 +146,7 @@ impl Controller {
         Arc::new(move |id| due.touch(id))
     }
 
-    /// Runs until `shutdown`, then finishes what has begun. By now the backend must have found
-    /// what an earlier life of the control plane left: a session in phase Running whose run it does
-    /// not know is reported as lost.
+    /// Follows and leads until `shutdown`, as where there is one control plane only.
     ///
     /// # Errors
     /// When a task fails or does not end in time.
@@ -146,78 +155,86 @@ impl Controller {
         backend: Arc<dyn Backend>,
         shutdown: CancellationToken,
     ) -> Result<(), TaskFailure> {
-        let Self {
-            api,
-            rest,
-            issuer,
-            keys,
-            settings,
-            clock,
-            cache,
-            due,
-        } = self;
-        due.set_backend(Arc::clone(&backend));
-        // A failure here ends this controller; what it means for the program, the caller decides.
+        let shutdown = shutdown.child_token();
+        let follow = self.follow(Arc::clone(&backend), shutdown.clone());
+        let lead = self.lead(backend, shutdown.clone(), DRAIN);
+        // Whichever ends first, in whatever way, ends the other.
+        let ends = |ended| {
+            shutdown.cancel();
+            ended
+        };
+        let (followed, led) = tokio::join!(follow.map(ends), lead.map(ends));
+        followed.and(led)
+    }
+
+    /// Keeps the sessions known until `shutdown`: every replica does.
+    ///
+    /// # Errors
+    /// When a task fails or does not end in time.
+    pub async fn follow(
+        &self,
+        backend: Arc<dyn Backend>,
+        shutdown: CancellationToken,
+    ) -> Result<(), TaskFailure> {
+        self.due.set_backend(Arc::clone(&backend));
+        // A failure here ends this part; what it means for the program, the caller decides.
         let shutdown = shutdown.child_token();
         let mut tasks = Tasks::new(shutdown.clone());
-        let lister = Lister::new(api.clone(), rest);
-        let started_at = clock.now();
-        let interval = settings.refresh.interval;
-
-        let reconciler = Arc::new(Reconciler {
-            cache: cache.clone(),
-            remote: Remote::new(api.clone()),
-            backend: Arc::clone(&backend),
-            issuer: Arc::clone(&issuer),
-            keys: Arc::clone(&keys),
-            desired: settings.desired,
-            due: Arc::clone(&due),
-            min_life: {
-                let (issuer, lag) = (Arc::clone(&issuer), backend.lag());
-                Arc::new(move || Rule::new(interval, issuer.life(), lag, started_at).min_life())
-            },
-            clock: clock.clone(),
-        });
-        let share = |handlers: &[Handler], limit| {
-            let reconciler = Arc::clone(&reconciler);
-            Worker {
-                queue: due.queue.clone(),
-                handlers: handlers.to_vec(),
-                limit,
-                time_limit: HANDLER_LIMIT,
-                run: Arc::new(move |handler, id: SessionId| {
-                    let reconciler = Arc::clone(&reconciler);
-                    Box::pin(async move { reconciler.run(handler, &id).await })
-                }),
-            }
-        };
-        let starting = share(&Handler::STARTING, settings.provision_workers);
-        let reporting = share(&Handler::REPORTING, settings.write_back_workers);
-        let ending = share(&Handler::ENDING, settings.clean_up_workers);
+        let (cache, due) = (self.cache.clone(), Arc::clone(&self.due));
+        let reconciler = Arc::new(self.reconciler(&backend, self.clock.now()));
+        let asking = self.share(&Handler::ASKING, self.settings.ask_workers, reconciler);
+        tasks.spawn("workers that ask", asking.run(shutdown.clone()));
         tasks.spawn(
-            "workers that start sessions",
-            starting.run(shutdown.clone()),
+            "report",
+            report(cache.clone(), Arc::clone(&due), shutdown.clone()),
         );
-        tasks.spawn(
-            "workers that report sessions",
-            reporting.run(shutdown.clone()),
-        );
-        tasks.spawn("workers that end sessions", ending.run(shutdown.clone()));
+        let (api, clock) = (self.api.clone(), self.clock.clone());
+        let feed = Feed::new(api, self.lister(), cache, due, self.settings.resync, clock);
+        tasks.spawn("session feed", feed.run(shutdown));
+        tasks.run_until_shutdown(FOLLOW_DRAIN).await
+    }
 
-        if let Some(tokens) = due.tokens.clone() {
-            let refresh = Arc::new(Refresh {
-                cache: cache.clone(),
-                lister: lister.clone(),
-                backend,
-                issuer,
-                keys,
-                due: Arc::clone(&due),
-                tokens: tokens.clone(),
-                interval,
-                clock: clock.clone(),
-                started_at,
-                tick: Mutex::new(Tick::default()),
-            });
+    /// Does what sessions need until `shutdown`, then finishes what has begun within `drain`. One
+    /// replica at a time does. By now the backend must have found what is there: a session in phase
+    /// Running whose run it does not know is reported as lost.
+    ///
+    /// # Errors
+    /// When a task fails or does not end in time.
+    pub async fn lead(
+        &self,
+        backend: Arc<dyn Backend>,
+        shutdown: CancellationToken,
+        drain: Duration,
+    ) -> Result<(), TaskFailure> {
+        self.due.set_backend(Arc::clone(&backend));
+        let shutdown = shutdown.child_token();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let started_at = self.clock.now();
+        let settings = &self.settings;
+        let reconciler = Arc::new(self.reconciler(&backend, started_at));
+        let shares: [(&str, &[Handler], usize); 3] = [
+            (
+                "workers that start sessions",
+                &Handler::STARTING,
+                settings.provision_workers,
+            ),
+            (
+                "workers that report sessions",
+                &Handler::REPORTING,
+                settings.write_back_workers,
+            ),
+            (
+                "workers that end sessions",
+                &Handler::ENDING,
+                settings.clean_up_workers,
+            ),
+        ];
+        for (name, handlers, limit) in shares {
+            let worker = self.share(handlers, limit, Arc::clone(&reconciler));
+            tasks.spawn(name, worker.run(shutdown.clone()));
+        }
+        if let Some(tokens) = self.due.tokens.clone() {
+            let refresh = Arc::new(self.refresh(backend, tokens.clone(), started_at));
             let writer = Worker {
                 queue: tokens,
                 handlers: vec![()],
@@ -232,16 +249,73 @@ impl Controller {
                 },
             };
             tasks.spawn("workers that refresh tokens", writer.run(shutdown.clone()));
-            tasks.spawn("refresh ticker", refresh.run(shutdown.clone()));
+            tasks.spawn("refresh ticker", refresh.run(shutdown));
         }
+        self.due.begin();
+        let ended = tasks.run_until_shutdown(drain).await;
+        self.due.end();
+        ended
+    }
 
-        tasks.spawn(
-            "report",
-            report(cache.clone(), Arc::clone(&due), shutdown.clone()),
-        );
-        let feed = Feed::new(api, lister, cache, due, settings.resync, clock);
-        tasks.spawn("session feed", feed.run(shutdown));
-        tasks.run_until_shutdown(DRAIN).await
+    fn lister(&self) -> Lister {
+        Lister::new(self.api.clone(), self.rest.clone())
+    }
+
+    fn reconciler(&self, backend: &Arc<dyn Backend>, started_at: SystemTime) -> Reconciler {
+        Reconciler {
+            cache: self.cache.clone(),
+            remote: Remote::new(self.api.clone(), self.settings.fence.clone()),
+            backend: Arc::clone(backend),
+            issuer: Arc::clone(&self.issuer),
+            keys: self.keys.clone(),
+            desired: self.settings.desired.clone(),
+            due: Arc::clone(&self.due),
+            min_life: {
+                let (issuer, lag) = (Arc::clone(&self.issuer), backend.lag());
+                let interval = self.settings.refresh.interval;
+                Arc::new(move || Rule::new(interval, issuer.life(), lag, started_at).min_life())
+            },
+            clock: self.clock.clone(),
+        }
+    }
+
+    fn share(
+        &self,
+        handlers: &[Handler],
+        limit: usize,
+        reconciler: Arc<Reconciler>,
+    ) -> Worker<Handler, ReconcileError> {
+        Worker {
+            queue: self.due.queue.clone(),
+            handlers: handlers.to_vec(),
+            limit,
+            time_limit: HANDLER_LIMIT,
+            run: Arc::new(move |handler, id: SessionId| {
+                let reconciler = Arc::clone(&reconciler);
+                Box::pin(async move { reconciler.run(handler, &id).await })
+            }),
+        }
+    }
+
+    fn refresh(
+        &self,
+        backend: Arc<dyn Backend>,
+        tokens: WorkQueue<(), SessionId>,
+        started_at: SystemTime,
+    ) -> Refresh {
+        Refresh {
+            cache: self.cache.clone(),
+            lister: self.lister(),
+            backend,
+            issuer: Arc::clone(&self.issuer),
+            keys: self.keys.clone(),
+            due: Arc::clone(&self.due),
+            tokens,
+            interval: self.settings.refresh.interval,
+            clock: self.clock.clone(),
+            started_at,
+            tick: Mutex::new(Tick::default()),
+        }
     }
 }
 

@@ -48,9 +48,6 @@ const WORKERS: usize = 8;
 /// Longest time for one project. Calls have shorter limits of their own.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// Longest time for what has begun to end, after the shutdown.
-const DRAIN: Duration = Duration::from_secs(20);
-
 /// Waits after failures of one project.
 const RETRIES: Policy = Policy {
     initial: Duration::from_millis(500),
@@ -97,17 +94,17 @@ impl ProjectController {
         }
     }
 
-    /// Runs until `shutdown`, then finishes what has begun.
+    /// Runs until `shutdown`, then finishes what has begun within `drain`. Each run starts without
+    /// knowledge.
     ///
     /// # Errors
     /// When a task fails or does not end in time.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskFailure> {
-        let Self {
-            api,
-            projects,
-            namespaces,
-            resync,
-        } = self;
+    pub async fn run(
+        &self,
+        shutdown: CancellationToken,
+        drain: Duration,
+    ) -> Result<(), TaskFailure> {
+        let (api, projects, resync) = (&self.api, &self.projects, self.resync);
         let shutdown = shutdown.child_token();
         let mut tasks = Tasks::new(shutdown.clone());
         let queue = WorkQueue::new(RETRIES);
@@ -115,7 +112,7 @@ impl ProjectController {
         let reconciler = Arc::new(Reconciler {
             api: api.clone(),
             catalog: Arc::clone(&catalog),
-            projects: Arc::clone(&projects),
+            projects: Arc::clone(projects),
         });
         let worker = Worker {
             queue,
@@ -130,11 +127,12 @@ impl ProjectController {
         tasks.spawn("workers of projects", worker.run(shutdown.clone()));
         let of_projects = Feed::<OfProjects>::new(api.clone(), Arc::clone(&catalog), resync);
         tasks.spawn("feed of projects", of_projects.run(shutdown.clone()));
-        let of_settings = Feed::<OfSettings>::new(api, Arc::clone(&catalog), resync);
+        let of_settings = Feed::<OfSettings>::new(api.clone(), Arc::clone(&catalog), resync);
         tasks.spawn("feed of settings", of_settings.run(shutdown.clone()));
-        let namespaces = Namespaces::new(namespaces, projects, catalog, resync);
+        let namespaces = self.namespaces.clone();
+        let namespaces = Namespaces::new(namespaces, Arc::clone(projects), catalog, resync);
         tasks.spawn("watch of namespaces", namespaces.run(shutdown));
-        tasks.run_until_shutdown(DRAIN).await
+        tasks.run_until_shutdown(drain).await
     }
 }
 

@@ -12,8 +12,8 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials, RunStatus},
-    controller::SessionKeys,
     issuer::{IssueError, Issuer, Subject},
+    keypair::Keyring,
     metrics::{HANDLER_RUNS, HANDLER_SECONDS},
     sessions::{Applied, Confirmed, Session, SessionCache, remote::Remote, remote::RemoteError},
 };
@@ -32,7 +32,7 @@ pub(crate) struct Reconciler {
     pub(crate) remote: Remote,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) issuer: Arc<dyn Issuer>,
-    pub(crate) keys: SessionKeys,
+    pub(crate) keys: Keyring,
     pub(crate) desired: DesiredSettings,
     pub(crate) due: Arc<Due>,
     /// How much life a new session's token must have.
@@ -120,7 +120,8 @@ impl Reconciler {
                 self.backend.remove(id).await?;
             }
         }
-        let run = match desired_run(&session, &[], &self.desired) {
+        let keys = self.keys.current();
+        let run = match desired_run(&session, &[], &self.desired, keys.public_pem()) {
             Ok(run) => run,
             Err(reason) => {
                 return self.fail(&session, reason.reason, &reason.message).await;
@@ -148,7 +149,7 @@ impl Reconciler {
             }
             let credentials = Credentials {
                 token,
-                session_key: (self.keys)(id),
+                session_key: self.keys.current().session_key(id),
             };
             self.backend.start(&run, &credentials).await?;
             info!(generation = run.generation, "session started");
@@ -198,14 +199,22 @@ impl Reconciler {
 
     /// Asks the run of a session to end that is to stop, or has ended for the API server.
     async fn stop(&self, id: &SessionId) -> Result<(), ReconcileError> {
-        let Some(session) = self.cache.get(id) else {
+        let Some(session) = self.ending(id) else {
             return Ok(());
         };
-        if !(session.phase == Phase::Stopping || session.phase.is_terminal()) {
-            return Ok(());
-        }
         let run = self.backend.run_state(id);
-        if run.is_some_and(|run| !matches!(run.status, RunStatus::Ended { .. })) {
+        let run = run.filter(|run| !matches!(run.status, RunStatus::Ended { .. }));
+        if let Some(run) = run {
+            if run.generation > session.generation {
+                // It may have been started again, and another replica has heard of it first.
+                self.confirm(id).await?;
+                if self
+                    .ending(id)
+                    .is_none_or(|now| now.generation != session.generation)
+                {
+                    return Ok(());
+                }
+            }
             match self.backend.stop(id).await {
                 Ok(()) | Err(BackendError::NotFound) => {}
                 Err(error) => return Err(error.into()),
@@ -215,14 +224,25 @@ impl Reconciler {
         Ok(())
     }
 
+    /// The session, if it is to end or has ended.
+    fn ending(&self, id: &SessionId) -> Option<Arc<Session>> {
+        let session = self.cache.get(id)?;
+        (session.phase == Phase::Stopping || session.phase.is_terminal()).then_some(session)
+    }
+
     /// Reports what became of the run.
     async fn write_back(&self, id: &SessionId) -> Result<(), ReconcileError> {
         let Some(session) = self.cache.get(id) else {
             return Ok(());
         };
-        let Some(status) = phase::unreported(&session, self.backend.run_state(id).as_ref()) else {
+        let run = self.backend.run_state(id);
+        let Some(status) = phase::unreported(&session, run.as_ref()) else {
             return Ok(());
         };
+        // The replica that led before may have made it a moment ago.
+        if run.is_none() && !self.backend.is_gone(id).await? {
+            return Err(ReconcileError::Overtaken);
+        }
         self.write(&session, &status).await?;
         let phase = status.phase;
         info!(%phase, reason = %status.condition.reason, "session's phase written");

@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::{
     backend::kubernetes::settings::{KubernetesSettings, Platform, SecretRef},
     keypair::secret,
+    leader,
 };
 
 mod people;
@@ -46,6 +47,7 @@ pub const PROJECT_ROLES: [&str; 3] = [
 pub const IMAGE_PULLER: &str = "system:image-puller";
 
 const CORE: &str = "";
+const COORDINATION: &str = "coordination.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const TENANTS: &str = "tenant.paas.redhat.com";
 
@@ -214,6 +216,13 @@ fn roles(settings: &RuleSettings) -> Vec<Role> {
     let own = by_namespace.entry(&settings.namespace).or_default();
     // RBAC cannot limit a create by name.
     own.push(rule(CORE, &["configmaps", "secrets"], &["create"]));
+    own.push(rule(COORDINATION, &["leases"], &["create"]));
+    own.push(named(
+        COORDINATION,
+        &["leases"],
+        &["get", "update"],
+        &[leader::LEASE],
+    ));
     own.push(named(
         CORE,
         &["configmaps"],

@@ -3,7 +3,8 @@
 //!
 //! settings → cluster → keys → issuer → endpoint, controller → backend. The admin port is there
 //! first, so that a start which waits for something can be looked into; the token endpoint answers
-//! once the keys are there, and the controllers begin once it is known what runs.
+//! once the keys are there. Every replica follows sessions and their runs; the controllers begin
+//! once it is known what runs and this replica leads.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -34,14 +35,17 @@ use crate::{
     },
     cluster::{self, Clients, Fence},
     controller::{Controller, ControllerSettings},
-    endpoint::{Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup},
+    endpoint::{
+        ConnectionLimits, Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup,
+    },
     issuer::{
         Issuer,
         fixed::FixedIssuer,
         minted::{AUDIENCE, ISSUER, MintedIssuer},
         oidc::OidcIssuer,
     },
-    keypair::{KeypairStore as _, Keys, secret::SecretKeypairStore},
+    keypair::{KeypairStore as _, Keyring, Keys, secret::SecretKeypairStore},
+    leader::{Elector, Leadership},
     projects::ProjectController,
     reconcile::desired::{DesiredSettings, Place, PodLimits},
     refresh::RefreshSettings,
@@ -51,8 +55,10 @@ use crate::{
 
 mod error;
 mod session_tokens;
+mod term;
 
 pub use error::ServeError;
+use term::Leads;
 
 /// How long what runs may take to end when the program is asked to: below the 30 s that Kubernetes
 /// gives, and above what the controller takes.
@@ -60,10 +66,6 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 /// Longest request to the API server's REST.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
-
-/// Longest wait for the first look at the cluster before the controllers begin: a namespace that
-/// cannot be read by then holds up no other.
-const FIRST_LOOK: Duration = Duration::from_mins(1);
 
 /// Time between two complete looks at the API server's sessions and projects while the watches are
 /// healthy.
@@ -83,7 +85,12 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
     signals.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
 
-    let clients = cluster::connect(&settings.cluster, Fence::open()).await?;
+    let leadership = Leadership::default();
+    let fence = {
+        let leadership = leadership.clone();
+        Fence::new(move || leadership.is_held())
+    };
+    let clients = cluster::connect(&settings.cluster, fence.clone()).await?;
     let store = SecretKeypairStore {
         client: clients.own.clone(),
         namespace: settings.kubernetes.namespace.clone(),
@@ -91,9 +98,18 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let Some(keys) = load_keys(&store, &shutdown).await? else {
         return Ok(());
     };
-    let plane = ControlPlane::bind(settings, clients, Arc::new(keys)).await?;
+    let elector = Elector::new(
+        clients.own.clone(),
+        &settings.kubernetes.namespace,
+        &settings.replica,
+        settings.lease,
+        leadership,
+        Clock::system(),
+    );
+    let keys = Keyring::new(keys);
+    let plane = ControlPlane::bind(settings, clients, fence, elector, keys).await?;
     // Set once, here.
-    let _ = known.set(plane.controller.cache());
+    let _ = known.set(plane.leads.controller.cache());
     plane.run(shutdown.clone()).await?;
     shutdown.cancel();
     Ok(signals.drain(DRAIN).await?)
@@ -148,9 +164,8 @@ async fn load_keys(
 /// All parts, bound to their addresses.
 struct ControlPlane {
     endpoint: Endpoint,
-    controller: Controller,
-    projects: ProjectController,
-    backend: Arc<KubernetesBackend>,
+    leads: Arc<Leads>,
+    elector: Elector,
     watches: KubernetesTasks,
     tokens: Tokens,
     /// Asked whether it limits minted tokens; none when none are minted.
@@ -161,7 +176,9 @@ impl ControlPlane {
     async fn bind(
         settings: ServeSettings,
         clients: Clients,
-        keys: Arc<Keys>,
+        fence: Fence,
+        elector: Elector,
+        keys: Keyring,
     ) -> Result<Self, ServeError> {
         let clock = Clock::system();
         let tokens = Tokens::new(&settings, &keys, &clock)?;
@@ -171,9 +188,11 @@ impl ControlPlane {
                 listen: settings.token_listen,
                 allow_unproven: settings.allow_unproven,
                 rate_limits: settings.rate_limits,
+                connections: ConnectionLimits::default(),
+                tls: settings.token_tls.clone(),
             },
             Parts {
-                keys: Arc::clone(&keys),
+                keys: keys.clone(),
                 issuer: Arc::clone(&tokens.issuer),
                 standing: late(Arc::clone(&standing)),
                 clock: clock.clone(),
@@ -202,17 +221,15 @@ impl ControlPlane {
             api.clone(),
             rest,
             Arc::clone(&tokens.issuer),
-            {
-                let keys = Arc::clone(&keys);
-                Arc::new(move |id| keys.session_key(id))
-            },
+            keys,
             ControllerSettings {
-                desired: desired(&settings, &keys),
+                desired: desired(&settings),
                 refresh: RefreshSettings {
                     interval: settings.refresh,
                     ..RefreshSettings::default()
                 },
                 resync: RESYNC,
+                fence,
                 ..ControllerSettings::default()
             },
             clock.clone(),
@@ -236,16 +253,19 @@ impl ControlPlane {
         let is_minted = matches!(settings.issuer, IssuerSettings::Minted { .. });
         Ok(Self {
             endpoint,
-            controller,
-            projects: ProjectController::new(api, projects, RESYNC),
-            backend,
+            leads: Arc::new(Leads {
+                controller,
+                projects: ProjectController::new(api, projects, RESYNC),
+                backend,
+            }),
+            elector,
             watches,
             tokens,
             questioned: is_minted.then_some((http, settings.api_url)),
         })
     }
 
-    /// Runs until `shutdown`, the controllers first, since they still need the others.
+    /// Runs until `shutdown`: what leads ends first, since it still needs the others.
     async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let servers = CancellationToken::new();
         // When a server fails, the controllers end too.
@@ -261,16 +281,15 @@ impl ControlPlane {
             tasks.spawn_fallible("question to the API server", asked);
         }
         tasks.spawn_fallible("Kubernetes backend", self.watches.run(servers.clone()));
-        tasks.spawn_fallible("project controller", self.projects.run(stops.clone()));
-        tasks.spawn_fallible("session controller", {
-            let (stops, servers) = (stops.clone(), servers.clone());
-            let own_token = self.tokens.fixed;
+        tasks.spawn_fallible("sessions as known", {
+            let (leads, stops) = (Arc::clone(&self.leads), servers.clone());
+            async move { leads.follow(stops).await }
+        });
+        tasks.spawn_fallible("leadership", {
+            let (leads, stops, servers) = (self.leads, stops.clone(), servers.clone());
+            let (elector, own_token) = (self.elector, self.tokens.fixed);
             async move {
-                let first_look = self.backend.synced(FIRST_LOOK);
-                if stops.run_until_cancelled(first_look).await == Some(false) {
-                    warn!("not all namespaces could be read yet; their sessions wait");
-                }
-                let ended = self.controller.run(self.backend, stops).await;
+                let ended = leads.contend(elector, stops).await;
                 drop(own_token);
                 servers.cancel();
                 ended
@@ -299,7 +318,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn new(settings: &ServeSettings, keys: &Keys, clock: &Clock) -> Result<Self, ServeError> {
+    fn new(settings: &ServeSettings, keys: &Keyring, clock: &Clock) -> Result<Self, ServeError> {
         let (mut oidc, mut sender) = (None, None);
         let own = match &settings.own {
             IssuerSettings::Oidc {
@@ -348,9 +367,9 @@ impl Tokens {
     }
 }
 
-fn minted(keys: &Keys, life: Duration, clock: &Clock) -> MintedIssuer {
+fn minted(keys: &Keyring, life: Duration, clock: &Clock) -> MintedIssuer {
     MintedIssuer::new(
-        keys.signing(),
+        keys.clone(),
         ISSUER.to_owned(),
         AUDIENCE.to_owned(),
         life,
@@ -359,10 +378,10 @@ fn minted(keys: &Keys, life: Duration, clock: &Clock) -> MintedIssuer {
 }
 
 /// What sessions' environments have in common.
-fn desired(settings: &ServeSettings, keys: &Keys) -> DesiredSettings {
+fn desired(settings: &ServeSettings) -> DesiredSettings {
     DesiredSettings {
         token_url: settings.token_url.to_string(),
-        public_key_pem: keys.public_pem().to_owned(),
+        token_ca: settings.token_ca.clone(),
         api_rest_url: settings.kubernetes.upstream.clone(),
         api_grpc_url: settings.grpc_address.clone(),
         grpc_tls: settings.grpc_tls,

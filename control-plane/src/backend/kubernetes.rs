@@ -36,6 +36,7 @@ use watches::Watches;
 mod ending;
 mod events;
 mod follow;
+mod look;
 mod managed;
 pub(crate) mod names;
 pub(crate) mod objects;
@@ -72,10 +73,9 @@ pub struct KubernetesBackend {
     inner: Arc<Inner>,
 }
 
-/// What the backend does by itself: it watches, repairs and tells.
+/// What the backend does by itself: it watches and tells.
 pub struct KubernetesTasks {
     inner: Arc<Inner>,
-    repairs: WorkQueue<Repair, SessionId>,
     events: Events,
 }
 
@@ -84,6 +84,7 @@ struct Inner {
     settings: Arc<KubernetesSettings>,
     projects: Arc<Projects>,
     seen: Arc<Seen>,
+    repairs: WorkQueue<Repair, SessionId>,
     teller: Teller,
     clock: Clock,
     /// Sessions whose token could not be written when that was last tried.
@@ -123,6 +124,7 @@ impl KubernetesBackend {
             settings,
             projects,
             seen: Arc::new(seen),
+            repairs,
             teller,
             clock,
             failing: Mutex::default(),
@@ -133,7 +135,6 @@ impl KubernetesBackend {
         });
         let tasks = KubernetesTasks {
             inner: Arc::clone(&inner),
-            repairs,
             events,
         };
         (Self { inner }, tasks)
@@ -144,6 +145,23 @@ impl KubernetesBackend {
     /// whether that came to pass. The tasks must run.
     pub async fn synced(&self, limit: Duration) -> bool {
         self.inner.seen.until(limit, Seen::is_settled).await
+    }
+
+    /// Puts right what others have changed of sessions that run, until `shutdown`; then finishes
+    /// what has begun. For the replica that leads.
+    pub async fn repair(&self, shutdown: CancellationToken) {
+        let inner = Arc::clone(&self.inner);
+        let worker = Worker {
+            queue: inner.repairs.clone(),
+            handlers: Repair::ALL.to_vec(),
+            limit: repair::CONCURRENCY,
+            time_limit: repair::LIMIT,
+            run: Arc::new(move |repair, id: SessionId| {
+                let inner = Arc::clone(&inner);
+                Box::pin(async move { inner.repair(repair, &id).await })
+            }),
+        };
+        worker.run(shutdown).await;
     }
 }
 
@@ -165,11 +183,7 @@ impl KubernetesTasks {
     /// # Errors
     /// When a task fails or does not end in time.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskFailure> {
-        let Self {
-            inner,
-            repairs,
-            events,
-        } = self;
+        let Self { inner, events } = self;
         // A failure here ends these tasks; what it means for the program, the caller decides.
         let shutdown = shutdown.child_token();
         let mut tasks = Tasks::new(shutdown.clone());
@@ -184,17 +198,6 @@ impl KubernetesTasks {
             "runs that wait too long",
             glance(Arc::clone(&inner.seen), shutdown.clone()),
         );
-        let repairing = Worker {
-            queue: repairs,
-            handlers: Repair::ALL.to_vec(),
-            limit: repair::CONCURRENCY,
-            time_limit: repair::LIMIT,
-            run: Arc::new(move |repair, id: SessionId| {
-                let inner = Arc::clone(&inner);
-                Box::pin(async move { inner.repair(repair, &id).await })
-            }),
-        };
-        tasks.spawn("repairs", repairing.run(shutdown.clone()));
         tasks.spawn("Kubernetes Events", events.run(shutdown));
         tasks.run_until_shutdown(DRAIN).await
     }
@@ -260,6 +263,10 @@ impl Backend for KubernetesBackend {
 
     fn run_state(&self, id: &SessionId) -> Option<RunState> {
         self.inner.seen.run_state(id)
+    }
+
+    fn is_gone<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<bool, BackendError>> {
+        Box::pin(self.inner.is_gone(id))
     }
 
     fn token_times(&self, id: &SessionId) -> Option<TokenTimes> {

@@ -3,7 +3,10 @@
 //! Whoever saw a change (feed, backend, a handler's own write) names the session alone; what is due
 //! follows from what is known now.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use ambient_shared::{phase::Phase, retry::Policy, session::SessionId};
 
@@ -44,8 +47,11 @@ impl Handler {
     /// What reports: a share of its own, as starts wait for tokens and for the backend.
     pub(crate) const REPORTING: [Self; 1] = [Self::WriteBack];
 
-    /// What ends and clears away: the last share.
-    pub(crate) const ENDING: [Self; 3] = [Self::Stop, Self::Confirm, Self::CleanUp];
+    /// What ends and clears away.
+    pub(crate) const ENDING: [Self; 2] = [Self::Stop, Self::CleanUp];
+
+    /// What only asks: on every replica, as each serves tokens from what it knows.
+    pub(crate) const ASKING: [Self; 1] = [Self::Confirm];
 
     /// The label in metrics.
     pub(crate) fn as_str(self) -> &'static str {
@@ -68,6 +74,8 @@ pub(crate) struct Due {
     /// session from its next token. None when the refresh is off.
     pub(crate) tokens: Option<WorkQueue<(), SessionId>>,
     backend: OnceLock<Arc<dyn Backend>>,
+    /// Whether this replica does the work. Else nothing is marked but questions.
+    leads: AtomicBool,
 }
 
 impl Due {
@@ -78,6 +86,7 @@ impl Due {
             queue: WorkQueue::new(Policy::default()),
             tokens,
             backend: OnceLock::new(),
+            leads: AtomicBool::new(false),
         }
     }
 
@@ -87,11 +96,26 @@ impl Due {
         let _ = self.backend.set(backend);
     }
 
+    /// From now on this replica does the work: all that there is is looked at.
+    pub(crate) fn begin(&self) {
+        self.leads.store(true, Ordering::SeqCst);
+        self.listed(&[]);
+    }
+
+    /// From now on another replica does the work. What was marked is forgotten; what runs, ends.
+    pub(crate) fn end(&self) {
+        self.leads.store(false, Ordering::SeqCst);
+    }
+
     /// Something about this session changed.
     pub(crate) fn touch(&self, id: &SessionId) {
         let Some(backend) = self.backend.get() else {
             return;
         };
+        if !self.leads.load(Ordering::SeqCst) {
+            self.touch_while_others_lead(backend.as_ref(), id);
+            return;
+        }
         if let Some(session) = self.cache.get(id) {
             let run = backend.run_state(id);
             let runs = run.is_some_and(|run| !matches!(run.status, RunStatus::Ended { .. }));
@@ -121,6 +145,17 @@ impl Due {
         }
     }
 
+    /// Nothing is due, but what the leader has cleaned up need not be remembered.
+    fn touch_while_others_lead(&self, backend: &dyn Backend, id: &SessionId) {
+        if self.cache.is_deleted(id) {
+            if !has_anything(backend, id) {
+                self.cache.set_cleaned(id);
+            }
+        } else if !self.cache.knows(id) && self.cache.is_synced() {
+            self.doubt(id);
+        }
+    }
+
     /// Its phase may have to be written.
     pub(crate) fn touch_status(&self, id: &SessionId) {
         self.queue.mark(Handler::WriteBack, id);
@@ -145,9 +180,12 @@ impl Due {
         }
         let here = self.backend.get().map(|backend| backend.sessions());
         for id in here.unwrap_or_default() {
-            // Unknown to a complete list: an orphan, if the API server confirms it.
             if !self.cache.knows(&id) {
+                // Unknown to a complete list: an orphan, if the API server confirms it.
                 self.doubt(&id);
+            } else if self.cache.is_cleaned(&id) {
+                // Made after it was cleaned up, by a leader who did not know.
+                self.touch(&id);
             }
         }
     }

@@ -10,12 +10,17 @@ use ambient_shared::{
 };
 use tonic::{Code, Request, Response, Status};
 
+use crate::cluster::Fence;
+
 /// Longest wait for the answer to one call.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads and writes single sessions. Clones share the connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Remote(Api);
+pub(crate) struct Remote {
+    api: Api,
+    fence: Fence,
+}
 
 /// Why a call to the API server failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +46,9 @@ impl Retryable for RemoteError {
 }
 
 impl Remote {
-    /// Calls over `api`.
-    pub(crate) fn new(api: Api) -> Self {
-        Self(api)
+    /// Calls over `api`; writes nothing while `fence` is closed.
+    pub(crate) fn new(api: Api, fence: Fence) -> Self {
+        Self { api, fence }
     }
 
     /// The session as it is now; none when the API server has none of this id.
@@ -51,7 +56,7 @@ impl Remote {
         let request = proto::GetSessionRequest {
             id: id.as_str().to_owned(),
         };
-        let mut client = self.0.sessions();
+        let mut client = self.api.sessions();
         match call("read a session", client.get_session(Request::new(request))).await {
             Ok(session) => Ok(Some(session)),
             Err(error) if error.is_not_found() => Ok(None),
@@ -64,9 +69,14 @@ impl Remote {
         &self,
         request: proto::UpdateSessionStatusRequest,
     ) -> Result<proto::Session, RemoteError> {
-        let mut client = self.0.sessions();
+        let action = "write a session's status";
+        if !self.fence.is_open() {
+            let status = Status::cancelled("not the leader any more: nothing was written");
+            return Err(RemoteError { action, status });
+        }
+        let mut client = self.api.sessions();
         let answer = client.update_session_status(Request::new(request));
-        call("write a session's status", answer).await
+        call(action, answer).await
     }
 }
 

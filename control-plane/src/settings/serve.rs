@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use ambient_shared::{
-    client::GrpcAddress, exchange::parse_endpoint, settings::parse_flag, telemetry::parse_level,
+    client::{GrpcAddress, parse_certificates},
+    exchange::parse_endpoint,
+    exit,
+    settings::parse_flag,
+    telemetry::parse_level,
     token::Token,
 };
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -12,7 +16,7 @@ use url::Url;
 
 use super::{
     DEFAULT_TOKEN_TTL, Faults, IssuerSettings, LogSettings, Secrets, raw,
-    values::{parse_command, parse_interval, parse_listen_anywhere, parse_ttl},
+    values::{parse_command, parse_interval, parse_lease, parse_listen_anywhere, parse_ttl},
 };
 use crate::{
     backend::kubernetes::{
@@ -24,6 +28,8 @@ use crate::{
     },
     check::CheckSettings,
     cluster::ClusterSettings,
+    endpoint::tls::TlsFiles,
+    leader::LeaseTimes,
     reconcile::desired::parse_quantities,
     refresh::Interval,
     rules::{CONTROL_PLANE, RuleSettings},
@@ -46,8 +52,12 @@ pub struct ServeSettings {
     pub refresh: Interval,
     /// Where the token endpoint listens.
     pub token_listen: SocketAddr,
+    /// What it shows over TLS; none: plain HTTP.
+    pub token_tls: Option<TlsFiles>,
     /// What sessions are told of it.
     pub token_url: Url,
+    /// CA certificates that runners are to trust for that, PEM.
+    pub token_ca: Option<String>,
     /// Where metrics and health are served.
     pub admin_listen: SocketAddr,
     /// How the cluster is reached.
@@ -68,6 +78,10 @@ pub struct ServeSettings {
     pub rate_limits: bool,
     /// Whether runners without a proof may have tokens.
     pub allow_unproven: bool,
+    /// The times of the Lease by which one replica leads.
+    pub lease: LeaseTimes,
+    /// The name of this replica, for people: the pod's.
+    pub replica: String,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -92,6 +106,13 @@ impl From<&ServeSettings> for CheckSettings {
 /// request limit).
 const MAX_TEMPLATE: u64 = 1536 * 1024;
 
+/// Longest file of CA certificates that runners are passed, in bytes: the system passes a program
+/// no longer variable (`MAX_ARG_STRLEN`, 128 KiB), and some thirty fit.
+const MAX_CERTIFICATES: u64 = 64 * 1024;
+
+const TLS_CERT: &str = "CP_TOKEN_TLS_CERT_FILE";
+const TLS_KEY: &str = "CP_TOKEN_TLS_KEY_FILE";
+
 /// None only where there are faults.
 pub(super) fn check(
     from: raw::Serve,
@@ -105,9 +126,11 @@ pub(super) fn check(
     };
     let namespace = own_namespace(&from, &environment);
     let token_listen = listen(faults, "CP_TOKEN_LISTEN_ADDR", &from.cp_token_listen_addr);
+    let token_tls = token_tls(&from, faults);
     let token_url = from.cp_token_url.clone().unwrap_or_else(|| {
         let port = token_listen.port();
-        format!("http://ambient-control-plane.{namespace}.svc:{port}/token")
+        let scheme = if token_tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://ambient-control-plane.{namespace}.svc:{port}/token")
     });
     let api_url = url(
         faults,
@@ -163,7 +186,12 @@ pub(super) fn check(
         pods: pods(&from, faults),
         namespace,
     };
+    let lease = faults.check("CP_LEASE_DURATION", parse_lease(&from.cp_lease_duration));
     let token_url = url(faults, "CP_TOKEN_URL", &token_url);
+    let token_ca = from
+        .cp_token_ca_file
+        .as_deref()
+        .and_then(|path| faults.check("CP_TOKEN_CA_FILE", read_certificates(path)));
     let max_resources = parse_quantities(&from.ambient_max_resources);
     let max_resources = faults.check("AMBIENT_MAX_RESOURCES", max_resources);
     Some(ServeSettings {
@@ -186,8 +214,12 @@ pub(super) fn check(
         issuer,
         refresh,
         token_listen,
+        token_tls,
+        token_ca,
         kubernetes,
         agent_command,
+        lease: lease.unwrap_or_default(),
+        replica: environment("HOSTNAME").unwrap_or_else(|| CONTROL_PLANE.to_owned()),
         log,
     })
 }
@@ -307,6 +339,36 @@ fn oidc(from: &raw::Serve, secrets: &Secrets, faults: &mut Faults) -> Option<Iss
     })
 }
 
+/// What the token port shows over TLS. Some also where there is a fault: TLS is what was meant.
+fn token_tls(from: &raw::Serve, faults: &mut Faults) -> Option<TlsFiles> {
+    let (certificate, key) = (
+        from.cp_token_tls_cert_file.clone(),
+        from.cp_token_tls_key_file.clone(),
+    );
+    if certificate.is_none() && key.is_none() {
+        return None;
+    }
+    for (name, file, other) in [(TLS_CERT, &certificate, TLS_KEY), (TLS_KEY, &key, TLS_CERT)] {
+        if file.is_none() {
+            faults.add(name, format!("missing; {other} needs it"));
+        }
+    }
+    let are_both = certificate.is_some() && key.is_some();
+    let files = TlsFiles {
+        certificate: certificate.unwrap_or_default(),
+        key: key.unwrap_or_default(),
+    };
+    if are_both && let Err(error) = files.check() {
+        let name = if error.is_of_key(&files) {
+            TLS_KEY
+        } else {
+            TLS_CERT
+        };
+        faults.add(name, exit::report(&error));
+    }
+    Some(files)
+}
+
 fn platform(from: &raw::Serve, faults: &mut Faults) -> Platform {
     match from.platform_mode.as_str() {
         "standard" => Platform::Standard,
@@ -390,18 +452,30 @@ fn url(faults: &mut Faults, name: &str, text: &str) -> Option<Url> {
     faults.check(name, parse_endpoint(text))
 }
 
+/// CA certificates, as they are passed on to runners.
+fn read_certificates(path: &Path) -> Result<String, String> {
+    let text = read_text(path, MAX_CERTIFICATES)?;
+    parse_certificates(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(text)
+}
+
 /// The operator's overlay of the pod template.
 fn read_template(path: &Path) -> Result<Box<PodTemplateSpec>, String> {
     let place = path.display();
-    let size = fs::metadata(path).map_err(|error| format!("cannot read {place}: {error}"))?;
-    if size.len() > MAX_TEMPLATE {
-        return Err(format!("{place} is larger than {MAX_TEMPLATE} bytes"));
-    }
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {place}: {error}"))?;
+    let text = read_text(path, MAX_TEMPLATE)?;
     let template = serde_saphyr::from_str(&text)
         .map_err(|error| format!("{place} is no pod template: {error}"))?;
     check_overlay(&template).map_err(|error| format!("{place}: {error}"))?;
     Ok(Box::new(template))
+}
+
+fn read_text(path: &Path, most: u64) -> Result<String, String> {
+    let place = path.display();
+    let size = fs::metadata(path).map_err(|error| format!("cannot read {place}: {error}"))?;
+    if size.len() > most {
+        return Err(format!("{place} is larger than {most} bytes"));
+    }
+    fs::read_to_string(path).map_err(|error| format!("cannot read {place}: {error}"))
 }
 
 /// The proxies of this process, for sessions.

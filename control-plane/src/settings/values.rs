@@ -9,7 +9,7 @@ use std::{
 
 use ambient_shared::settings::parse_duration;
 
-use crate::refresh::Interval;
+use crate::{leader::LeaseTimes, refresh::Interval};
 
 /// Shortest life of minted tokens: their times are whole seconds, and two must pass.
 pub const MIN_TOKEN_TTL: Duration = Duration::from_secs(2);
@@ -88,6 +88,18 @@ pub(super) fn parse_ttl(text: &str) -> Result<Duration, String> {
         return Err(format!("{text} is not a number of whole seconds"));
     }
     Ok(life)
+}
+
+pub(super) fn parse_lease(text: &str) -> Result<LeaseTimes, String> {
+    let lease = parse_duration(text)?;
+    if (LeaseTimes::MIN..=LeaseTimes::MAX).contains(&lease) {
+        return Ok(LeaseTimes::new(lease));
+    }
+    Err(format!(
+        "{text} is not between {} and {} s",
+        LeaseTimes::MIN.as_secs(),
+        LeaseTimes::MAX.as_secs()
+    ))
 }
 
 pub(super) fn parse_interval(text: &str) -> Result<Interval, String> {

@@ -59,8 +59,19 @@ pub(in crate::settings) struct Serve {
         value_name = "[ADDR]:PORT"
     )]
     pub(in crate::settings) cp_token_listen_addr: String,
+    /// PEM file with the certificate, and its chain, that sessions get their tokens over; read
+    /// again when it changes. Without it that port speaks plain HTTP.
+    #[arg(long, env = "CP_TOKEN_TLS_CERT_FILE", value_name = "FILE")]
+    pub(in crate::settings) cp_token_tls_cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    #[arg(long, env = "CP_TOKEN_TLS_KEY_FILE", value_name = "FILE")]
+    pub(in crate::settings) cp_token_tls_key_file: Option<PathBuf>,
+    /// PEM file with CA certificates that runners are to trust for `CP_TOKEN_URL`, beside those
+    /// that they trust already.
+    #[arg(long, env = "CP_TOKEN_CA_FILE", value_name = "FILE")]
+    pub(in crate::settings) cp_token_ca_file: Option<PathBuf>,
     /// That address as session pods reach it [default:
-    /// <http://ambient-control-plane.NAMESPACE.svc:PORT/token>].
+    /// <http://ambient-control-plane.NAMESPACE.svc:PORT/token>; https with a certificate].
     #[arg(long, env = "CP_TOKEN_URL", value_name = "URL")]
     pub(in crate::settings) cp_token_url: Option<String>,
     /// Where /healthz, /readyz and /metrics are served; without a host on all addresses.
@@ -167,6 +178,14 @@ pub(in crate::settings) struct Serve {
         value_name = "ON|OFF"
     )]
     pub(in crate::settings) cp_rate_limits: String,
+    /// How long it takes at most until another replica leads when the leader was killed.
+    #[arg(
+        long,
+        env = "CP_LEASE_DURATION",
+        default_value = "15s",
+        value_name = "DURATION"
+    )]
+    pub(in crate::settings) cp_lease_duration: String,
     /// Give tokens to runners that send no proof, as existing runner images: true or false.
     #[arg(
         long,

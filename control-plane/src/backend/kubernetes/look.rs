@@ -1,0 +1,54 @@
+//! A look at the cluster itself, where what the watches have shown is not enough.
+
+use ambient_shared::session::SessionId;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+
+use super::{
+    Inner,
+    refusal::{backend_error, is_not_found},
+    seen::facts::Kind,
+};
+use crate::backend::BackendError;
+
+/// No right there, or no namespace: rights come with the namespace.
+const FORBIDDEN: u16 = 403;
+
+impl Inner {
+    /// Whether the session has no pod, though none was seen. One that is found counts as seen.
+    pub(super) async fn is_gone(&self, id: &SessionId) -> Result<bool, BackendError> {
+        if self.seen.run_state(id).is_some() {
+            return Ok(false);
+        }
+        let Some(namespace) = self.seen.namespace(id) else {
+            return Ok(true);
+        };
+        let entry = self.seen.entry(&namespace, id);
+        let Some(session) = self.session(id, &namespace, &entry) else {
+            return Ok(true);
+        };
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        match pods.get(&session.pod()).await {
+            Ok(found) => {
+                let sighting = self.reader(&namespace).pod(&found);
+                if sighting.facts.is_none() {
+                    return Ok(true);
+                }
+                self.seen.wrote(&namespace, Kind::Pod, sighting);
+                Ok(false)
+            }
+            Err(error) if is_not_found(&error) => Ok(true),
+            Err(kube::Error::Api(status))
+                if status.code == FORBIDDEN && !self.is_present(&namespace) =>
+            {
+                Ok(true)
+            }
+            Err(error) => Err(backend_error("look for a session's pod", error)),
+        }
+    }
+
+    fn is_present(&self, namespace: &str) -> bool {
+        let mut namespaces = self.seen.namespaces().into_iter();
+        namespaces.any(|(name, _)| name == namespace)
+    }
+}
