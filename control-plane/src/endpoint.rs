@@ -12,12 +12,15 @@ use std::{
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use futures_util::future::BoxFuture;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::routes::Routes;
-use crate::{issuer::Issuer, keypair::Keys};
+use self::{
+    routes::Routes,
+    server::Server,
+    tls::{LOOK_EVERY, Reloader, TlsError, TlsFiles},
+};
+use crate::{issuer::Issuer, keypair::Keyring};
 
 mod answer;
 mod decrypt;
@@ -26,6 +29,9 @@ mod limits;
 pub mod lookup;
 mod routes;
 mod server;
+pub mod tls;
+
+pub use server::ConnectionLimits;
 
 /// How the endpoint is to be served.
 #[derive(Debug, Clone)]
@@ -36,12 +42,16 @@ pub struct EndpointSettings {
     pub allow_unproven: bool,
     /// `CP_RATE_LIMITS`.
     pub rate_limits: bool,
+    /// How many connections there may be, and for how long.
+    pub connections: ConnectionLimits,
+    /// `CP_TOKEN_TLS_CERT_FILE` and `CP_TOKEN_TLS_KEY_FILE`; none: plain HTTP.
+    pub tls: Option<TlsFiles>,
 }
 
 /// What the endpoint works with.
 pub struct Parts {
     /// The keys that are accepted.
-    pub keys: Arc<Keys>,
+    pub keys: Keyring,
     /// Where tokens come from.
     pub issuer: Arc<dyn Issuer>,
     /// Whether a session may have a token; see [`lookup::Lookup`].
@@ -92,32 +102,42 @@ pub enum EndpointError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error("cannot serve tokens over TLS")]
+    Tls(#[from] TlsError),
 }
 
 /// The token endpoint, bound to its address.
 pub struct Endpoint {
     address: SocketAddr,
-    listener: TcpListener,
-    routes: Routes,
+    server: Server,
+    certificate: Option<Reloader>,
 }
 
 impl Endpoint {
     /// Binds the address, and logs `listening` with `port_of` = `endpoint`.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// When the address cannot be bound, or the certificate cannot be used.
     pub async fn bind(settings: EndpointSettings, parts: Parts) -> Result<Self, EndpointError> {
         let failed = |source| EndpointError::Listen {
             address: settings.listen,
             source,
         };
-        let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
+        let certificate = match settings.tls.clone() {
+            Some(files) => Some(Reloader::new(files, LOOK_EVERY, parts.clock.clone()).await?),
+            None => None,
+        };
+        let listener = server::listen(settings.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        info!(%address, port_of = "endpoint", "listening");
+        let (limits, tls) = (settings.connections, certificate.is_some());
+        info!(%address, port_of = "endpoint", tls, places = limits.places, "listening");
+        let config = certificate.as_ref().map(Reloader::config);
+        let routes = Routes::new(&settings, parts);
         Ok(Self {
             address,
-            listener,
-            routes: Routes::new(&settings, parts),
+            server: Server::new(listener, config, routes, limits),
+            certificate,
         })
     }
 
@@ -131,7 +151,12 @@ impl Endpoint {
     /// # Errors
     /// None at present: what fails at a listener later, such as too many open files, passes.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), EndpointError> {
-        server::serve(self.listener, Arc::new(self.routes), shutdown).await;
+        let certificate = async {
+            if let Some(certificate) = self.certificate {
+                certificate.run(shutdown.clone()).await;
+            }
+        };
+        tokio::join!(self.server.run(shutdown.clone()), certificate);
         Ok(())
     }
 }

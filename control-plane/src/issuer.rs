@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ambient_shared::{session::SessionId, token::Token};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub mod fixed;
@@ -66,9 +67,9 @@ pub trait Issuer: Send + Sync + 'static {
     /// issued yet.
     fn life(&self) -> Option<Duration>;
 
-    /// The public halves of the keys that sign its tokens, for `/.well-known/jwks.json`; none
-    /// when somebody else signs them.
-    fn jwks(&self) -> Option<serde_json::Value> {
+    /// The public halves of the keys that sign its tokens at this moment, for
+    /// `/.well-known/jwks.json`: the JSON text of a JWK set. None when somebody else signs them.
+    fn jwks(&self) -> Option<Bytes> {
         None
     }
 }

@@ -15,10 +15,12 @@ use aws_lc_rs::digest;
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
+pub use self::keyring::Keyring;
 use self::{decrypting::DecryptingKey, pem::InvalidKey, signing::SigningKeys};
 
 pub mod decrypting;
 pub mod files;
+mod keyring;
 pub mod pem;
 mod root;
 pub mod secret;
@@ -121,12 +123,14 @@ pub struct Keys {
     root: SessionRoot,
     previous_root: Option<SessionRoot>,
     signing: Arc<SigningKeys>,
+    fingerprint: [u8; 32],
 }
 
 impl Keys {
     /// The current keys; none other is accepted.
     pub fn new(decrypting: DecryptingKey, root: SessionRoot, signing: SigningKeys) -> Self {
         Self {
+            fingerprint: fingerprint([&decrypting]),
             decrypting,
             previous: None,
             root,
@@ -144,6 +148,7 @@ impl Keys {
     ) -> Self {
         self.previous = decrypting;
         self.previous_root = root;
+        self.fingerprint = fingerprint(self.accepted());
         self
     }
 
@@ -195,19 +200,23 @@ impl Keys {
 
     /// Changes whenever another set of keys is accepted: what was decrypted under other keys is
     /// not looked up any more.
-    pub(crate) fn fingerprint(&self) -> [u8; 32] {
-        let mut all = digest::Context::new(&digest::SHA256);
-        for key in self.accepted() {
-            all.update(key.public_pem().as_bytes());
-        }
-        let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(all.finish().as_ref());
-        fingerprint
+    pub(crate) fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
     }
 
     fn accepted(&self) -> impl Iterator<Item = &DecryptingKey> {
         std::iter::once(&self.decrypting).chain(&self.previous)
     }
+}
+
+fn fingerprint<'a>(accepted: impl IntoIterator<Item = &'a DecryptingKey>) -> [u8; 32] {
+    let mut all = digest::Context::new(&digest::SHA256);
+    for key in accepted {
+        all.update(key.public_pem().as_bytes());
+    }
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(all.finish().as_ref());
+    fingerprint
 }
 
 impl fmt::Debug for Keys {

@@ -32,7 +32,9 @@ use crate::{
         process::{ProcessBackend, ProcessSettings, Programs},
     },
     controller::{Controller, ControllerSettings},
-    endpoint::{Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup},
+    endpoint::{
+        ConnectionLimits, Endpoint, EndpointSettings, Parts, StandingOf, late, lookup::Lookup,
+    },
     issuer::{
         Issuer,
         fixed::FixedIssuer,
@@ -40,7 +42,7 @@ use crate::{
         oidc::OidcIssuer,
     },
     keypair::{
-        KeypairStore as _, Keys,
+        KeypairStore as _, Keyring,
         files::{FOLDER, FileKeypairStore, JWKS},
     },
     reconcile::desired::{DesiredSettings, Place},
@@ -136,7 +138,7 @@ impl Local {
         let store = FileKeypairStore {
             folder: data.path().to_owned(),
         };
-        let keys = Arc::new(store.load_or_create().await?);
+        let keys = Keyring::new(store.load_or_create().await?);
         let operator_token = data.operator_token()?;
         let (issuer, oidc) = issuer(settings, &keys, &clock)?;
 
@@ -166,9 +168,11 @@ impl Local {
                 listen: asked.token,
                 allow_unproven: settings.allow_unproven,
                 rate_limits: settings.rate_limits,
+                connections: ConnectionLimits::default(),
+                tls: None,
             },
             Parts {
-                keys: Arc::clone(&keys),
+                keys: keys.clone(),
                 issuer: Arc::clone(&issuer),
                 standing: late(Arc::clone(&standing)),
                 clock: clock.clone(),
@@ -202,12 +206,9 @@ impl Local {
             api.clone(),
             crate::sessions::rest::RestClient::new(http.clone(), &base, service),
             Arc::clone(&issuer),
-            {
-                let keys = Arc::clone(&keys);
-                Arc::new(move |id| keys.session_key(id))
-            },
+            keys,
             ControllerSettings {
-                desired: desired(settings, &data, &keys, &addresses, &rest_url)?,
+                desired: desired(settings, &data, &addresses, &rest_url)?,
                 refresh: RefreshSettings {
                     interval: settings.refresh,
                     ..RefreshSettings::default()
@@ -291,11 +292,11 @@ impl Local {
 
 type Issuers = (Arc<dyn Issuer>, Option<Arc<OidcIssuer>>);
 
-fn issuer(settings: &LocalSettings, keys: &Keys, clock: &Clock) -> Result<Issuers, LocalError> {
+fn issuer(settings: &LocalSettings, keys: &Keyring, clock: &Clock) -> Result<Issuers, LocalError> {
     Ok(match &settings.issuer {
         IssuerSettings::Minted { life } => {
             let minted = MintedIssuer::new(
-                keys.signing(),
+                keys.clone(),
                 ISSUER.to_owned(),
                 AUDIENCE.to_owned(),
                 *life,
@@ -344,7 +345,6 @@ fn api_settings(
 fn desired(
     settings: &LocalSettings,
     data: &DataDir,
-    keys: &Keys,
     addresses: &Addresses,
     rest_url: &str,
 ) -> Result<DesiredSettings, LocalError> {
@@ -354,7 +354,7 @@ fn desired(
     };
     Ok(DesiredSettings {
         token_url: format!("http://{}/token", reachable(addresses.token)),
-        public_key_pem: keys.public_pem().to_owned(),
+        token_ca: None,
         api_rest_url: rest_url.to_owned(),
         api_grpc_url: reachable(addresses.grpc).to_string(),
         grpc_tls: false,

@@ -25,8 +25,8 @@ use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials},
-    controller::SessionKeys,
     issuer::{IssueError, Issuer, Subject},
+    keypair::Keyring,
     metrics::{EARLIEST_EXPIRY, LAST_REFRESH, REFRESH_DUE, REFRESHES},
     queue::WorkQueue,
     reconcile::due::Due,
@@ -89,7 +89,7 @@ pub(crate) struct Refresh {
     pub(crate) lister: Lister,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) issuer: Arc<dyn Issuer>,
-    pub(crate) keys: SessionKeys,
+    pub(crate) keys: Keyring,
     pub(crate) due: Arc<Due>,
     pub(crate) tokens: WorkQueue<(), SessionId>,
     pub(crate) interval: Interval,
@@ -244,7 +244,7 @@ impl Refresh {
         }
         let credentials = Credentials {
             token,
-            session_key: (self.keys)(id),
+            session_key: self.keys.current().session_key(id),
         };
         let written = self.backend.write_token(id, &credentials).await;
         if self.cache.is_deleted(id) {

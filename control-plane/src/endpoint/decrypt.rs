@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::{
-    keypair::Keys,
+    keypair::{Keyring, Keys},
     metrics::{CIPHERTEXT_CACHE, DECRYPTIONS},
 };
 
@@ -32,9 +32,8 @@ const LINE_PER_CORE: usize = 128;
 
 /// Opens ciphertexts.
 pub(super) struct Decryptor {
-    keys: Arc<Keys>,
+    keys: Keyring,
     known: Cache<[u8; 32], Arc<Known>>,
-    fingerprint: [u8; 32],
     /// Who waits or works.
     line: Arc<Semaphore>,
     /// Who works.
@@ -44,7 +43,9 @@ pub(super) struct Decryptor {
 /// A well-formed ciphertext.
 pub(super) struct Ciphertext {
     bytes: Vec<u8>,
-    /// Of the bytes and the accepted keys.
+    /// The keys that were accepted when it came.
+    keys: Arc<Keys>,
+    /// Of the bytes and those keys: under others it is not known any more.
     digest: [u8; 32],
 }
 
@@ -77,15 +78,14 @@ pub(super) enum OpenError {
 }
 
 impl Decryptor {
-    pub(super) fn new(keys: Arc<Keys>) -> Self {
+    pub(super) fn new(keys: Keyring) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self::with_pool(keys, cores, LINE_PER_CORE * cores)
     }
 
     /// `cores` decrypt at a time, and `waiting` more may wait.
-    fn with_pool(keys: Arc<Keys>, cores: usize, waiting: usize) -> Self {
+    fn with_pool(keys: Keyring, cores: usize, waiting: usize) -> Self {
         Self {
-            fingerprint: keys.fingerprint(),
             keys,
             known: Cache::builder()
                 .max_capacity(KNOWN)
@@ -101,15 +101,20 @@ impl Decryptor {
     pub(super) fn parse(&self, bearer: &str) -> Option<Ciphertext> {
         let padding = bearer.len() - bearer.trim_end_matches('=').len();
         let length = (bearer.len() / 4 * 3).checked_sub(padding)?;
-        if !self.keys.fits(length) {
+        let keys = self.keys.current();
+        if !keys.fits(length) {
             return None;
         }
         let bytes = STANDARD.decode(bearer).ok()?;
         let mut digest = digest::Context::new(&digest::SHA256);
-        digest.update(&self.fingerprint);
+        digest.update(keys.fingerprint());
         digest.update(&bytes);
         let digest = digest.finish().as_ref().try_into().ok()?;
-        Some(Ciphertext { bytes, digest })
+        Some(Ciphertext {
+            bytes,
+            keys,
+            digest,
+        })
     }
 
     /// What is known of a ciphertext that passed every check before.
@@ -153,7 +158,7 @@ impl Decryptor {
         let place = place.map_err(|_| OpenError::Overloaded)?;
         let core = Arc::clone(&self.cores).acquire_owned().await;
         let core = core.map_err(|_| OpenError::Overloaded)?;
-        let keys = Arc::clone(&self.keys);
+        let keys = Arc::clone(&ciphertext.keys);
         let bytes = ciphertext.bytes.clone();
         let work = tokio::task::spawn_blocking(move || {
             let opened = keys.open(&bytes);

@@ -21,13 +21,13 @@ use super::{
 };
 use crate::{
     issuer::{Issuer, Subject},
-    keypair::Keys,
+    keypair::Keyring,
     metrics::EXCHANGES,
 };
 
 /// Exchanges ciphertexts for tokens.
 pub(super) struct Exchange {
-    keys: Arc<Keys>,
+    keys: Keyring,
     decryptor: Decryptor,
     limits: Option<Limits>,
     allow_unproven: bool,
@@ -52,7 +52,7 @@ struct Caller {
 impl Exchange {
     pub(super) fn new(settings: &EndpointSettings, parts: Parts) -> Self {
         Self {
-            decryptor: Decryptor::new(Arc::clone(&parts.keys)),
+            decryptor: Decryptor::new(parts.keys.clone()),
             keys: parts.keys,
             limits: settings.rate_limits.then(Limits::default),
             allow_unproven: settings.allow_unproven,
@@ -157,7 +157,7 @@ impl Exchange {
             Some(proof) => {
                 // What is no text is no proof either, and is refused by the same steps.
                 let proof = proof.to_str().unwrap_or_default();
-                match self.keys.verify(&id, proof, bearer, now) {
+                match self.keys.current().verify(&id, proof, bearer, now) {
                     Ok(()) => Ok(true),
                     Err(ProofError::Stale) => Err(Refusal::StaleProof(now)),
                     Err(ProofError::Malformed | ProofError::Wrong) => {

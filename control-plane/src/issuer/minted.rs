@@ -4,21 +4,21 @@
 //! `gen`. A token is signed once and handed out again while it is young, so that who asks always
 //! gets one with most of its life left, and a flood of requests costs no signatures.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ambient_shared::{
     clock::{self, Clock},
     session::SessionId,
     token::Token,
 };
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use metrics::counter;
 use moka::future::Cache;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{IssueError, Issuer, Subject};
-use crate::{keypair::signing::SigningKeys, metrics::TOKENS_ISSUED};
+use crate::{keypair::Keyring, metrics::TOKENS_ISSUED};
 
 /// `iss` of our minted tokens.
 pub const ISSUER: &str = "ambient-control-plane";
@@ -35,7 +35,7 @@ const YOUNG: u32 = 10;
 
 /// Signs tokens.
 pub struct MintedIssuer {
-    keys: Arc<SigningKeys>,
+    keys: Keyring,
     issuer: String,
     audience: String,
     life: Duration,
@@ -62,10 +62,10 @@ struct Claims<'a> {
 }
 
 impl MintedIssuer {
-    /// Signs with the current of `keys`. `life` counts in whole seconds, as `exp` does; at least
+    /// Signs with the signing key that `keys` has at that moment. `life` counts in whole seconds, as `exp` does; at least
     /// one.
     pub fn new(
-        keys: Arc<SigningKeys>,
+        keys: Keyring,
         issuer: String,
         audience: String,
         life: Duration,
@@ -97,7 +97,7 @@ impl MintedIssuer {
             exp: expires_at,
             generation: subject.generation,
         };
-        let jwt = self.keys.current().sign(&claims);
+        let jwt = self.keys.current().signing().current().sign(&claims);
         let jwt = jwt.map_err(|error| sign_failed(error.into()))?;
         let token = Token::new(&jwt, clock::from_unix_seconds(expires_at));
         counter!(TOKENS_ISSUED, "issuer" => "minted").increment(1);
@@ -141,8 +141,8 @@ impl Issuer for MintedIssuer {
         Some(self.life)
     }
 
-    fn jwks(&self) -> Option<Value> {
-        Some(self.keys.jwks())
+    fn jwks(&self) -> Option<Bytes> {
+        Some(self.keys.current().signing().jwks())
     }
 }
 

@@ -148,12 +148,12 @@ impl Files {
     }
 
     fn publish(&self, keys: &SigningKeys) -> Result<(), KeypairError> {
-        let jwks = keys.jwks().to_string();
+        let jwks = keys.jwks();
         let path = self.0.join(JWKS);
-        if fs::read(&path).is_ok_and(|there| there == jwks.as_bytes()) {
+        if fs::read(&path).is_ok_and(|there| there == jwks) {
             return Ok(());
         }
-        swap::write_atomic(&path, jwks.as_bytes(), PUBLIC_FILE)
+        swap::write_atomic(&path, &jwks, PUBLIC_FILE)
             .map_err(|source| self.failed("write", JWKS, source))
     }
 

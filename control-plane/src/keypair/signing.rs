@@ -10,6 +10,7 @@ use aws_lc_rs::{
     signature::{KeyPair as _, RSA_PKCS1_SHA256},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use rsa::{pkcs8::DecodePublicKey as _, traits::PublicKeyParts as _};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -118,12 +119,19 @@ impl fmt::Debug for SigningKey {
 pub struct SigningKeys {
     current: SigningKey,
     published: Vec<SigningKey>,
+    jwks: Bytes,
 }
 
 impl SigningKeys {
     /// One key that signs; the others are published beside it.
     pub fn new(current: SigningKey, published: Vec<SigningKey>) -> Self {
-        Self { current, published }
+        let all = std::iter::once(&current).chain(&published);
+        let jwks = json!({"keys": all.map(SigningKey::jwk).collect::<Vec<_>>()});
+        Self {
+            jwks: Bytes::from(jwks.to_string()),
+            current,
+            published,
+        }
     }
 
     /// The key that signs.
@@ -131,9 +139,8 @@ impl SigningKeys {
         &self.current
     }
 
-    /// All public halves (RFC 7517).
-    pub fn jwks(&self) -> Value {
-        let all = std::iter::once(&self.current).chain(&self.published);
-        json!({"keys": all.map(SigningKey::jwk).collect::<Vec<_>>()})
+    /// All public halves: the JSON text of a JWK set (RFC 7517).
+    pub fn jwks(&self) -> Bytes {
+        self.jwks.clone()
     }
 }

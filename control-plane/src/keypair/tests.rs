@@ -102,13 +102,13 @@ fn the_previous_key_and_root_are_accepted_during_a_rotation() {
         Err(ProofError::Wrong)
     );
     assert!(new.open(&sealed).is_none() && !new.fits(sealed.len()));
-    let before = new.fingerprint();
+    let before = *new.fingerprint();
 
     let rotating = new.with_previous(
         Some(DecryptingKey::from_pem(&old_pem).unwrap()),
         Some(SessionRoot::new([1; 32])),
     );
-    assert_ne!(rotating.fingerprint(), before);
+    assert_ne!(*rotating.fingerprint(), before);
     assert_eq!(rotating.verify(&id(), &proof, "Zm9v", now), Ok(()));
     assert!(rotating.open(&sealed).is_some() && rotating.fits(sealed.len()));
     // What is given out is made with the current ones.

@@ -48,8 +48,8 @@ pub enum AgentIo {
 pub struct DesiredSettings {
     /// URL of the token endpoint, as sessions reach it.
     pub token_url: String,
-    /// Public key of the token endpoint, PEM.
-    pub public_key_pem: String,
+    /// More CA certificates that runners trust for it, PEM.
+    pub token_ca: Option<String>,
     /// Base URL of the API server's REST, as sessions reach it.
     pub api_rest_url: String,
     /// `host:port` of the API server's gRPC, as sessions reach it.
@@ -123,7 +123,7 @@ impl CannotRun {
 /// The run of a session.
 ///
 /// `preamble` are the prompts that come before the session's own (project, agent, inbox), in this
-/// order; empty ones are left out.
+/// order; empty ones are left out. `public_key_pem` is the public key of the token endpoint.
 ///
 /// # Errors
 /// [`CannotRun`] when the session's object contradicts the contract.
@@ -131,6 +131,7 @@ pub fn desired_run(
     session: &Session,
     preamble: &[&str],
     settings: &DesiredSettings,
+    public_key_pem: &str,
 ) -> Result<DesiredRun, CannotRun> {
     let annotations = annotations(session)?;
     let agent = agent(&annotations, settings)?;
@@ -140,6 +141,10 @@ pub fn desired_run(
     };
     let mut environment = settings.passed_on.clone();
     environment.extend(common(session, settings));
+    environment.insert(
+        "AMBIENT_CP_TOKEN_PUBLIC_KEY".to_owned(),
+        public_key_pem.to_owned(),
+    );
     environment.extend(agent_io(&annotations, settings)?);
     environment.extend(work(session, preamble)?);
     for (name, value) in requested(session)? {
@@ -192,10 +197,6 @@ fn common(session: &Session, settings: &DesiredSettings) -> BTreeMap<String, Str
     let mut variables = vec![
         ("SESSION_ID", session.id.as_str().to_owned()),
         ("AMBIENT_CP_TOKEN_URL", settings.token_url.clone()),
-        (
-            "AMBIENT_CP_TOKEN_PUBLIC_KEY",
-            settings.public_key_pem.clone(),
-        ),
         ("AMBIENT_GRPC_URL", settings.api_grpc_url.clone()),
         ("AMBIENT_GRPC_ENABLED", flag(settings.messages)),
         ("AMBIENT_GRPC_USE_TLS", flag(settings.grpc_tls)),
@@ -206,6 +207,9 @@ fn common(session: &Session, settings: &DesiredSettings) -> BTreeMap<String, Str
         ("PROJECT_NAME", project),
         ("ARTIFACTS_DIR", "artifacts".to_owned()),
     ];
+    if let Some(pem) = &settings.token_ca {
+        variables.push(("AMBIENT_CP_TOKEN_CA", pem.clone()));
+    }
     if let Some(path) = &settings.grpc_ca_file {
         variables.push(("AMBIENT_GRPC_CA_CERT_FILE", path.display().to_string()));
     }

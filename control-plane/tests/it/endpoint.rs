@@ -7,4 +7,4 @@ mod connections;
 mod contract;
 mod load;
 mod proof;
-mod scene;
+pub(crate) mod scene;

@@ -13,7 +13,6 @@ use ambient_shared::{
     api::Api,
     client::{GrpcAddress, grpc_channel, http_client_to, install_crypto_provider, trust_roots},
     clock::Clock,
-    proof::SessionRoot,
     resolve::Resolver,
     session::SessionId,
     tasks::TaskFailure,
@@ -179,7 +178,6 @@ pub fn controller(
     let rest = rest.parse().unwrap();
     let http = http_client_to(&rest, &resolver, roots, Duration::from_secs(30)).unwrap();
     let rest = RestClient::new(http, &rest, token);
-    let root = SessionRoot::new([7; 32]);
     let settings = ControllerSettings {
         desired: DesiredSettings {
             default_agent_command: Some(vec!["agent".to_owned()]),
@@ -197,7 +195,7 @@ pub fn controller(
         api.clone(),
         rest,
         Arc::clone(issuer) as _,
-        Arc::new(move |id| root.session_key(id)),
+        crate::endpoint::scene::keyring([7; 32]),
         settings,
         Clock::system(),
     );

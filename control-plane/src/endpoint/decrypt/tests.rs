@@ -11,10 +11,10 @@ use crate::keypair::{
     signing::{SigningKey, SigningKeys},
 };
 
-fn keys() -> Arc<Keys> {
+fn keys() -> Keyring {
     static SIGNING: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let signing = SIGNING.get_or_init(|| SigningKey::generate().unwrap().to_string());
-    Arc::new(Keys::new(
+    Keyring::new(Keys::new(
         DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
         SessionRoot::new([1; 32]),
         SigningKeys::new(SigningKey::from_pem(signing).unwrap(), Vec::new()),
@@ -25,8 +25,8 @@ fn id() -> SessionId {
     SessionId::parse("session-0001").unwrap()
 }
 
-fn bearer(keys: &Keys) -> String {
-    let key = PublicKey::from_pem(keys.public_pem()).unwrap();
+fn bearer(keys: &Keyring) -> String {
+    let key = PublicKey::from_pem(keys.current().public_pem()).unwrap();
     key.encrypt(&id()).unwrap().as_str().to_owned()
 }
 
@@ -72,6 +72,36 @@ async fn a_full_line_is_told_so_at_once_and_who_leaves_it_makes_room() {
     assert_eq!(decryptor.cores.available_permits(), 1);
 }
 
+#[tokio::test]
+async fn what_the_keys_before_opened_is_not_known_under_others() {
+    let decryptor = Decryptor::new(keys());
+    let bearer = bearer(&decryptor.keys);
+    let before = decryptor.parse(&bearer).unwrap();
+    let token = Token::new("token", None).unwrap();
+    decryptor.remember(&before, id(), token.clone()).await;
+    assert!(decryptor.known(&before).await.is_some());
+
+    let other = RsaKey::generate(aws_lc_rs::rsa::KeySize::Rsa4096).private_pkcs1_pem();
+    let signing = SigningKey::from_pem(&SigningKey::generate().unwrap()).unwrap();
+    decryptor.keys.replace(Keys::new(
+        DecryptingKey::from_pem(&other).unwrap(),
+        SessionRoot::new([1; 32]),
+        SigningKeys::new(signing, Vec::new()),
+    ));
+
+    let after = decryptor.parse(&bearer).unwrap();
+    assert!(decryptor.known(&after).await.is_none());
+    assert_eq!(
+        decryptor.open(&after).await.unwrap_err(),
+        OpenError::Undecryptable
+    );
+    // What had begun before is done with the keys of then, and not remembered for later.
+    assert!(decryptor.open(&before).await.is_ok());
+    decryptor.remember(&before, id(), token).await;
+    let again = decryptor.parse(&bearer).unwrap();
+    assert!(decryptor.known(&again).await.is_none());
+}
+
 #[test]
 fn only_strict_base64_of_the_right_length_is_a_ciphertext() {
     let decryptor = Decryptor::new(keys());
@@ -100,8 +130,8 @@ proptest! {
         text in "[A-Za-z0-9+/=\\x20-\\x7eéß]{680,690}",
         at in 0_usize..680,
     ) {
-        static KEYS: std::sync::OnceLock<Arc<Keys>> = std::sync::OnceLock::new();
-        let decryptor = Decryptor::new(Arc::clone(KEYS.get_or_init(keys)));
+        static KEYS: std::sync::OnceLock<Keyring> = std::sync::OnceLock::new();
+        let decryptor = Decryptor::new(KEYS.get_or_init(keys).clone());
         if let Some(ciphertext) = decryptor.parse(&text) {
             prop_assert_eq!(STANDARD.encode(&ciphertext.bytes), text);
         }

@@ -1,13 +1,18 @@
 //! Verified as a stranger would: by the published keys alone. The clock stands still, as making a
 //! key may take seconds.
 
+use ambient_shared::proof::SessionRoot;
 use ambient_testing::keypair::RsaKey;
 use aws_lc_rs::rsa::KeySize;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
 use serde::Deserialize;
 
 use super::*;
-use crate::keypair::signing::SigningKey;
+use crate::keypair::{
+    Keys,
+    decrypting::DecryptingKey,
+    signing::{SigningKey, SigningKeys},
+};
 
 const START: u64 = 2_000_000_000;
 
@@ -15,10 +20,18 @@ fn key() -> SigningKey {
     SigningKey::from_pem(&RsaKey::generate(KeySize::Rsa2048).private_pkcs1_pem()).unwrap()
 }
 
+fn keyring(signing: SigningKeys) -> Keyring {
+    Keyring::new(Keys::new(
+        DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
+        SessionRoot::new([1; 32]),
+        signing,
+    ))
+}
+
 fn issuer(life_s: u64) -> (MintedIssuer, Clock) {
     let clock = Clock::manual(clock::from_unix_seconds(START).unwrap());
     let issuer = MintedIssuer::new(
-        Arc::new(SigningKeys::new(key(), vec![key()])),
+        keyring(SigningKeys::new(key(), vec![key()])),
         "https://cp.example".to_owned(),
         "ambient-api".to_owned(),
         Duration::from_secs(life_s),
@@ -55,7 +68,7 @@ async fn a_token_verifies_by_the_published_keys_and_says_what_the_contract_says(
     let (issuer, _) = issuer(900);
     let token = issuer.issue(&subject(3), Duration::ZERO).await.unwrap();
 
-    let keys: JwkSet = serde_json::from_value(issuer.jwks().unwrap()).unwrap();
+    let keys: JwkSet = serde_json::from_slice(&issuer.jwks().unwrap()).unwrap();
     assert_eq!(keys.keys.len(), 2);
     let header = decode_header(token.expose()).unwrap();
     assert_eq!(header.alg, Algorithm::RS256);

@@ -67,6 +67,7 @@ fn keys_of_a_rotation_are_read_too() {
         ("previous-private.pem", old.as_bytes()),
     ]);
     let jwks = signing.signing().unwrap().jwks();
+    let jwks: serde_json::Value = serde_json::from_slice(&jwks).unwrap();
     assert_eq!(jwks["keys"].as_array().unwrap().len(), 3);
 }
 

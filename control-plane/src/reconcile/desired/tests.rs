@@ -5,10 +5,12 @@ use crate::backend::Agent;
 
 mod pods;
 
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\n";
+
 fn settings() -> DesiredSettings {
     DesiredSettings {
         token_url: "http://127.0.0.1:8080/token".to_owned(),
-        public_key_pem: "-----BEGIN PUBLIC KEY-----\n".to_owned(),
+        token_ca: None,
         api_rest_url: "http://127.0.0.1:8000".to_owned(),
         api_grpc_url: "127.0.0.1:8001".to_owned(),
         grpc_tls: false,
@@ -37,11 +39,11 @@ fn session(change: impl FnOnce(&mut proto::Session)) -> Session {
 }
 
 fn run(change: impl FnOnce(&mut proto::Session)) -> DesiredRun {
-    desired_run(&session(change), &[], &settings()).unwrap()
+    desired_run(&session(change), &[], &settings(), PUBLIC_KEY).unwrap()
 }
 
 fn refusal(change: impl FnOnce(&mut proto::Session)) -> CannotRun {
-    desired_run(&session(change), &[], &settings()).unwrap_err()
+    desired_run(&session(change), &[], &settings(), PUBLIC_KEY).unwrap_err()
 }
 
 /// `NAME=value` lines, sorted by name.
@@ -114,7 +116,13 @@ fn a_full_session_has_this_environment() {
         grpc_ca_file: Some("/ca.pem".into()),
         ..settings()
     };
-    let run = desired_run(&session, &["be kind", "", "be quick"], &settings).unwrap();
+    let run = desired_run(
+        &session,
+        &["be kind", "", "be quick"],
+        &settings,
+        PUBLIC_KEY,
+    )
+    .unwrap();
     assert_eq!(command(&run), ["my-agent", "--fast"]);
     assert_eq!(run.generation, 2);
     let expected = r#"AGENTIC_SESSION_NAME=my session
@@ -173,7 +181,7 @@ fn without_messages_the_agents_stdio_is_its_own() {
         messages: false,
         ..settings()
     };
-    let run = desired_run(&session(|_| {}), &[], &settings).unwrap();
+    let run = desired_run(&session(|_| {}), &[], &settings, PUBLIC_KEY).unwrap();
     assert_eq!(run.environment["AMBIENT_AGENT_IO"], "none");
     assert_eq!(run.environment["AMBIENT_GRPC_ENABLED"], "false");
 }
@@ -231,7 +239,7 @@ fn a_session_without_any_command_says_so() {
         default_agent_command: None,
         ..settings()
     };
-    let refusal = desired_run(&session(|_| {}), &[], &settings).unwrap_err();
+    let refusal = desired_run(&session(|_| {}), &[], &settings, PUBLIC_KEY).unwrap_err();
     assert_eq!(refusal.reason, "AgentCommandMissing");
 }
 
@@ -239,7 +247,7 @@ fn a_session_without_any_command_says_so() {
 fn a_session_does_not_decide_what_the_runner_trusts_or_loads() {
     let wanted = r#"{"LD_PRELOAD":"x","Https_Proxy":"x","http_proxy":"x","PATH":"x","KEPT":"x"}"#;
     let session = session(|session| session.environment_variables = Some(wanted.to_owned()));
-    let run = desired_run(&session, &[], &settings()).unwrap();
+    let run = desired_run(&session, &[], &settings(), PUBLIC_KEY).unwrap();
     let theirs = run.environment.iter().filter(|(_, value)| *value == "x");
     assert_eq!(theirs.map(|(name, _)| name).collect::<Vec<_>>(), ["KEPT"]);
 }
@@ -249,7 +257,7 @@ fn an_environment_has_limits_of_number_and_size() {
     let of = |variables: &BTreeMap<String, String>| {
         let text = serde_json::to_string(variables).unwrap();
         let session = session(|session| session.environment_variables = Some(text));
-        let run = desired_run(&session, &[], &settings());
+        let run = desired_run(&session, &[], &settings(), PUBLIC_KEY);
         run.map(|_| ()).map_err(|refusal| refusal.reason)
     };
     let many = |count: usize, size: usize| {
@@ -267,6 +275,6 @@ fn an_environment_has_limits_of_number_and_size() {
 fn a_session_does_not_choose_credentials() {
     let ids = r#"{"CREDENTIAL_IDS":"{\"github\":\"another-teams\"}"}"#;
     let session = session(|session| session.environment_variables = Some(ids.to_owned()));
-    let run = desired_run(&session, &[], &settings()).unwrap();
+    let run = desired_run(&session, &[], &settings(), PUBLIC_KEY).unwrap();
     assert!(!run.environment.contains_key("CREDENTIAL_IDS"));
 }

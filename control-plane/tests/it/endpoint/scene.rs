@@ -8,10 +8,10 @@ use std::{
 };
 
 use ambient_control_plane::{
-    endpoint::{Endpoint, EndpointSettings, Parts, Standing},
+    endpoint::{ConnectionLimits, Endpoint, EndpointSettings, Parts, Standing, tls::TlsFiles},
     issuer::{IssueError, Issuer, Subject, minted::MintedIssuer},
     keypair::{
-        Keys,
+        Keyring, Keys,
         decrypting::DecryptingKey,
         signing::{SigningKey, SigningKeys},
     },
@@ -46,6 +46,7 @@ pub const LIFE: Duration = Duration::from_secs(900);
 pub struct Scene {
     pub address: SocketAddr,
     pub keys: Arc<Keys>,
+    pub keyring: Keyring,
     pub clock: Clock,
     pub shutdown: CancellationToken,
     pub sessions: Arc<Mutex<HashMap<String, Standing>>>,
@@ -58,15 +59,18 @@ pub struct Scene {
 pub struct Setup {
     pub allow_unproven: bool,
     pub rate_limits: bool,
+    pub connections: ConnectionLimits,
+    pub tls: Option<TlsFiles>,
     pub issuer: Option<Arc<dyn Issuer>>,
 }
 
 impl Setup {
     pub async fn start(self) -> Scene {
         let clock = Clock::manual(clock::from_unix_seconds(2_000_000_000).unwrap());
-        let keys = keys();
+        let keyring = keyring([5; 32]);
+        let keys = keyring.current();
         let minted = MintedIssuer::new(
-            keys.signing(),
+            keyring.clone(),
             "https://cp.example".to_owned(),
             "ambient-api".to_owned(),
             LIFE,
@@ -79,7 +83,7 @@ impl Setup {
         ])));
         let known = Arc::clone(&sessions);
         let parts = Parts {
-            keys: Arc::clone(&keys),
+            keys: keyring.clone(),
             issuer: self.issuer.unwrap_or_else(|| Arc::new(minted)),
             standing: Arc::new(move |id: SessionId| {
                 let standing = known.lock().unwrap().get(id.as_str()).copied();
@@ -91,6 +95,8 @@ impl Setup {
             listen: "127.0.0.1:0".parse().unwrap(),
             allow_unproven: self.allow_unproven,
             rate_limits: self.rate_limits,
+            connections: self.connections,
+            tls: self.tls,
         };
         let endpoint = Endpoint::bind(settings, parts).await.unwrap();
         let address = endpoint.address();
@@ -102,6 +108,7 @@ impl Setup {
             address,
             public: PublicKey::from_pem(keys.public_pem()).unwrap(),
             keys,
+            keyring,
             clock,
             shutdown,
             sessions,
@@ -110,12 +117,13 @@ impl Setup {
     }
 }
 
-fn keys() -> Arc<Keys> {
+/// Keys of this root.
+pub fn keyring(root: [u8; 32]) -> Keyring {
     static SIGNING: OnceLock<String> = OnceLock::new();
     let signing = SIGNING.get_or_init(|| RsaKey::generate(KeySize::Rsa2048).private_pkcs1_pem());
-    Arc::new(Keys::new(
+    Keyring::new(Keys::new(
         DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
-        SessionRoot::new([5; 32]),
+        SessionRoot::new(root),
         SigningKeys::new(SigningKey::from_pem(signing).unwrap(), Vec::new()),
     ))
 }

@@ -21,7 +21,7 @@ fn limits() -> PodLimits {
 /// A session with these annotations, in pods.
 fn annotated_in(settings: &DesiredSettings, annotations: &Value) -> Result<Agent, CannotRun> {
     let session = session(|session| session.annotations = Some(annotations.to_string()));
-    desired_run(&session, &[], settings).map(|run| run.agent)
+    desired_run(&session, &[], settings, PUBLIC_KEY).map(|run| run.agent)
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn an_image_must_be_allowed_and_needs_a_command() {
 /// A session that asks for these resources, in pods.
 fn asking(text: &str) -> Result<ResourceOverrides, CannotRun> {
     let session = session(|session| session.resource_overrides = Some(text.to_owned()));
-    desired_run(&session, &[], &in_pods(limits())).map(|run| run.resources)
+    desired_run(&session, &[], &in_pods(limits()), PUBLIC_KEY).map(|run| run.resources)
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn more_than_the_operator_allows_cannot_be_asked_for() {
     let mut strict = limits();
     strict.max_resources = [("cpu".to_owned(), "a lot".to_owned())].into();
     let session = session(|session| session.resource_overrides = Some(r#"{"cpu":"1"}"#.to_owned()));
-    let refusal = desired_run(&session, &[], &in_pods(strict)).unwrap_err();
+    let refusal = desired_run(&session, &[], &in_pods(strict), PUBLIC_KEY).unwrap_err();
     assert_eq!(refusal.reason, "ResourceOverridesTooLarge");
 }
 
