@@ -22,6 +22,22 @@ pub const CIPHERTEXT_CACHE: &str = "ambient_control_plane_ciphertext_cache_total
 pub const DECRYPTIONS: &str = "ambient_control_plane_decryptions_total";
 /// Gauge: connections of the token endpoint that are open.
 pub const CONNECTIONS: &str = "ambient_control_plane_token_endpoint_connections";
+/// Counter, label `cause`: connections of the token endpoint that ended: `done` in order, `broken`
+/// by the client, `malformed`, no `handshake`, `head_late`, `idle`, over their whole `life`,
+/// `made_room` for others, `no_descriptor` left for it, `shutdown`, or a `panic` of ours.
+pub const CONNECTIONS_CLOSED: &str =
+    "ambient_control_plane_token_endpoint_connections_closed_total";
+/// Counter, label `cause` (`descriptors`, `other`): connections that could not be accepted.
+pub const ACCEPT_FAILURES: &str = "ambient_control_plane_token_endpoint_accept_failures_total";
+/// Gauge: when the token port's certificate expires, in Unix seconds.
+pub const CERTIFICATE_EXPIRY: &str =
+    "ambient_control_plane_token_endpoint_certificate_expiry_timestamp_seconds";
+/// Gauge: when the token port's certificate in use was loaded, in Unix seconds.
+pub const CERTIFICATE_LOADED: &str =
+    "ambient_control_plane_token_endpoint_certificate_loaded_timestamp_seconds";
+/// Counter, label `result` (`ok`, `failed`): changes of the token port's certificate files.
+pub const CERTIFICATE_RELOADS: &str =
+    "ambient_control_plane_token_endpoint_certificate_reloads_total";
 /// Counter, label `result` (`found`, `missing`, `failed`): sessions that the cache did not know
 /// and that the API server was asked for.
 pub const SESSION_LOOKUPS: &str = "ambient_control_plane_session_lookups_total";

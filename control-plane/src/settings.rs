@@ -35,6 +35,8 @@ pub enum Action {
     Shim {
         /// The session's folder.
         folder: PathBuf,
+        /// Soft limit of open files for the session's processes.
+        open_files: u64,
         /// What is logged.
         log: LogSettings,
     },
@@ -109,7 +111,11 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoS
     faults.check("LOG_LEVEL", parse_level(&log.level));
     let action = match parsed.command {
         Some(raw::Verb::Hash { id }) => Action::Hash(SessionHash::of(&id)),
-        Some(raw::Verb::Shim { folder }) => Action::Shim { folder, log },
+        Some(raw::Verb::Shim { folder, open_files }) => Action::Shim {
+            folder,
+            open_files,
+            log,
+        },
         Some(raw::Verb::Local(local)) => {
             let settings = local::check(*local, secrets, log, environment, &mut faults);
             Action::Local(Box::new(settings))

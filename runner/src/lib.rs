@@ -81,7 +81,7 @@ pub async fn run(settings: Settings) -> Result<Finished, Failure> {
 async fn run_to_end(settings: Settings) -> Result<Finished, Cause> {
     let mut signals = Signals::catch().map_err(Cause::Signals)?;
     let children = reaper::children().map_err(Cause::Signals)?;
-    let metrics_page = telemetry::init_metrics()?;
+    let metrics_page = telemetry::init_metrics("ambient-runner")?;
     metrics::describe();
     let clock = Clock::system();
     let reaper = Reaper::default();
@@ -218,11 +218,12 @@ async fn sources(settings: &Settings, masker: &Masker, clock: &Clock) -> Result<
             .map_err(|error| Cause::fault("SESSION_ID", &error))?;
         masker.add_secret(bearer.as_str());
         // Reading the system's certificates takes longer than the exchange.
-        let roots = if url.scheme() == "https" {
-            client::trust_roots(settings.ca.as_deref()).map_err(|error| Cause::of_client(&error))?
-        } else {
-            RootCertStore::empty()
-        };
+        let mut roots = RootCertStore::empty();
+        if url.scheme() == "https" {
+            roots = client::trust_roots(settings.ca.as_deref())
+                .map_err(|error| Cause::of_client(&error))?;
+            roots.add_parsable_certificates(settings.token_ca.iter().cloned());
+        }
         let timeout = exchange::TIMEOUT;
         let http = client::http_client_to(url, &Resolver::system(), roots, timeout)
             .map_err(|error| Cause::of_client(&error))?;

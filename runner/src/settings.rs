@@ -14,7 +14,7 @@ use std::{
 
 use ambient_shared::{
     bearer::PublicKey,
-    client::GrpcAddress,
+    client::{self, GrpcAddress},
     exchange, exit,
     session::SessionId,
     settings::{InvalidSettings, NoSettings, parse_duration, parse_flag, secret},
@@ -23,6 +23,7 @@ use ambient_shared::{
 };
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
+use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
@@ -52,6 +53,8 @@ pub struct Settings {
     pub(crate) session: Option<SessionId>,
     /// The token endpoint; none: the mounted file and `BOT_TOKEN` are all there is.
     pub(crate) endpoint: Option<(Url, PublicKey)>,
+    /// More CA certificates to trust for that.
+    pub(crate) token_ca: Vec<CertificateDer<'static>>,
     /// The mounted file with the token that the control plane pushes.
     pub(crate) bot_token_file: PathBuf,
     /// The mounted file with the session's key.
@@ -193,6 +196,10 @@ struct Arguments {
     /// Public key of the control plane, PEM.
     #[arg(long, env = "AMBIENT_CP_TOKEN_PUBLIC_KEY", hide_env_values = true)]
     public_key: Option<String>,
+
+    /// More CA certificates to trust for the token endpoint, PEM.
+    #[arg(long, env = "AMBIENT_CP_TOKEN_CA", hide_env_values = true)]
+    token_ca: Option<String>,
 
     /// Mounted file with the token that the control plane pushes.
     #[arg(
@@ -398,6 +405,10 @@ fn check(from: Arguments, secrets: Secrets) -> Result<Settings, InvalidSettings>
         .bot_token
         .and_then(|text| faults.keep("BOT_TOKEN", Token::new(text.expose_secret(), None)));
 
+    let token_ca = from.token_ca.as_deref();
+    let token_ca = token_ca
+        .and_then(|pem| faults.keep("AMBIENT_CP_TOKEN_CA", client::parse_certificates(pem)));
+
     let mounted = from
         .bot_token_file
         .parent()
@@ -451,6 +462,7 @@ fn check(from: Arguments, secrets: Secrets) -> Result<Settings, InvalidSettings>
     Ok(Settings {
         session,
         endpoint,
+        token_ca: token_ca.unwrap_or_default(),
         bot_token_file: from.bot_token_file,
         session_key_file: from.session_key_file,
         bot_token,

@@ -68,6 +68,11 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
+/// A text has no certificates in it that can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no PEM certificate in it")]
+pub struct NoCertificates;
+
 /// Makes aws-lc-rs the process's TLS provider, and draws the first random number, which costs
 /// 20 ms once. First thing in every `main`.
 pub fn install_crypto_provider() {
@@ -96,6 +101,20 @@ pub fn trust_roots(extra: Option<&Path>) -> Result<RootCertStore, ClientError> {
         }
     }
     Ok(roots)
+}
+
+/// The certificates in a PEM text.
+///
+/// # Errors
+/// When there is none in it, or one is malformed.
+pub fn parse_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, NoCertificates> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let parsed = parsed.map_err(|_| NoCertificates)?;
+    let (usable, _) = RootCertStore::empty().add_parsable_certificates(parsed.iter().cloned());
+    if usable == 0 {
+        return Err(NoCertificates);
+    }
+    Ok(parsed)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {

@@ -19,6 +19,11 @@ const JWKS_CACHE: &str = "public, max-age=60";
 /// The last second of the year 9999, beyond which RFC 3339 has no times.
 const LAST_TIME: u64 = 253_402_300_799;
 
+/// The whole of [`Refusal::Overloaded`]'s answer, for a connection that nothing else is done for.
+pub(super) const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: text/plain; charset=utf-8\r\nretry-after: 1\r\nconnection: close\r\n\
+    content-length: 11\r\n\r\noverloaded\n";
+
 /// Why a caller gets no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {

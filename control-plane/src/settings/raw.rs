@@ -64,6 +64,9 @@ pub(super) enum Verb {
         /// The session's folder.
         #[arg(long)]
         folder: PathBuf,
+        /// Most open files of the session's processes, unless they ask for more themselves.
+        #[arg(long)]
+        open_files: u64,
     },
 }
 

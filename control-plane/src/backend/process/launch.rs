@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use ambient_shared::harden;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     process::Command,
@@ -102,6 +103,8 @@ pub(crate) async fn launch(
         .arg("shim")
         .arg("--folder")
         .arg(folder.path())
+        .arg("--open-files")
+        .arg(harden::open_files_before().to_string())
         .env_clear()
         .envs(environment)
         .current_dir(folder.path())

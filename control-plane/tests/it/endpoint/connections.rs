@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ambient_control_plane::endpoint::{Endpoint, EndpointError, EndpointSettings};
+use ambient_control_plane::endpoint::{
+    ConnectionLimits, Endpoint, EndpointError, EndpointSettings,
+};
 use ambient_testing::DEADLINE;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -114,6 +116,8 @@ async fn an_address_that_is_taken_is_named() {
         listen: scene.address,
         allow_unproven: false,
         rate_limits: true,
+        connections: ConnectionLimits::default(),
+        tls: None,
     };
     let parts = ambient_control_plane::endpoint::Parts {
         keys: scene.keys.clone(),
