@@ -11,6 +11,7 @@ const PROGRAM: &str = "ambient-sidecar";
 
 fn main() -> ExitCode {
     harden::no_core_dumps();
+    harden::raise_open_files();
     client::install_crypto_provider();
     let settings = match Settings::from_arguments(std::env::args_os()) {
         Ok(settings) => settings,
@@ -33,7 +34,7 @@ fn start(settings: Settings) -> Result<(), RunError> {
         level => level,
     };
     telemetry::init_logs(settings.log_format, level)?;
-    let metrics = telemetry::init_metrics()?;
+    let metrics = telemetry::init_metrics(PROGRAM)?;
     // One thread: the work is copying bytes, and each more costs memory beside every agent.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
