@@ -4,6 +4,8 @@
 //! token when it starts, so a refresh needs no new connection; a stream that is open goes on with
 //! the token it started with until the server ends it.
 
+mod calls;
+
 use tokio::sync::watch;
 use tonic::{
     Request, Status,
@@ -30,8 +32,10 @@ pub const MESSAGE_ID: &str = "ambient-message-id";
 /// escapes and its envelope.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
-/// A channel whose calls carry the current token.
-pub type Authorized = InterceptedService<Channel, BearerInterceptor>;
+pub use calls::{CALL_SECONDS, CALLS, Call, Counted};
+
+/// A channel whose calls carry the current token, and are counted.
+pub type Authorized = InterceptedService<Counted, BearerInterceptor>;
 
 /// Adds `authorization: Bearer <token>` to each call.
 #[derive(Clone, Debug)]
@@ -85,7 +89,7 @@ impl Api {
 
     fn authorized(&self) -> Authorized {
         InterceptedService::new(
-            self.channel.clone(),
+            Counted(self.channel.clone()),
             BearerInterceptor {
                 token: self.token.clone(),
             },

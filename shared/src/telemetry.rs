@@ -1,4 +1,4 @@
-//! Logs on stderr, and metrics.
+//! Logs on stderr, metrics, and (feature `otlp`) traces.
 
 use std::io::IsTerminal as _;
 
@@ -6,8 +6,15 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 mod recorder;
+#[cfg(feature = "otlp")]
+mod traces;
 
 pub use recorder::MetricsPage;
+#[cfg(feature = "otlp")]
+pub use traces::{LAST_EXPORT, SPANS, Traces, follow, init_logs_and_traces, tell};
+
+/// Gauge, labels `program` and `version`: always 1.
+pub const BUILD: &str = "ambient_build_info";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -19,6 +26,16 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+impl LogFormat {
+    fn is_json(self) -> bool {
+        match self {
+            Self::Auto => !std::io::stderr().is_terminal(),
+            Self::Json => true,
+            Self::Text => false,
+        }
+    }
 }
 
 /// Why telemetry cannot be set up.
@@ -75,14 +92,9 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
 /// When the level is malformed, or logging was set up before.
 pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
     let filter = parse_level(level)?;
-    let json = match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-    };
     let registry = tracing_subscriber::registry().with(filter);
     let writer = std::io::stderr;
-    if json {
+    if format.is_json() {
         let layer = fmt::layer().json().flatten_event(true).with_writer(writer);
         registry.with(layer).try_init()?;
     } else {
@@ -97,13 +109,21 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// Sets up the process's metrics and gives what renders them.
+/// Without traces, nobody is told of a span.
+#[cfg(not(feature = "otlp"))]
+pub(crate) fn tell(_: &tracing::Span, _: &mut ::http::HeaderMap) {}
+
+/// Sets up the process's metrics, those of the process itself and its [`BUILD`] included, and gives
+/// what renders them.
 ///
 /// # Errors
 /// When metrics were set up before.
-pub fn init_metrics() -> Result<MetricsPage, TelemetryError> {
-    let page = MetricsPage::default();
+pub fn init_metrics(program: &'static str) -> Result<MetricsPage, TelemetryError> {
+    let page = MetricsPage::default().with_process();
     metrics::set_global_recorder(page.clone()).map_err(|_| TelemetryError::Metrics)?;
+    // All programs of a release have its version.
+    let version = env!("CARGO_PKG_VERSION");
+    metrics::gauge!(BUILD, "program" => program, "version" => version).set(1.0);
     Ok(page)
 }
 

@@ -4,26 +4,68 @@
 //! `metrics-prometheus`, as `metrics-exporter-prometheus` calibrates a clock at each start: some
 //! 35 ms of processor time, more than a runner takes to get its token.
 
-use std::fmt;
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_prometheus::failure::strategy::NoOp;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{
+    HistogramOpts, HistogramVec, Registry, TextEncoder, process_collector::ProcessCollector,
+};
+
+/// Upper bounds of all histograms, in seconds: from an exchange that a cache answers to a pod that
+/// waits for its image.
+const BUCKETS: [f64; 18] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0, 120.0, 300.0,
+];
 
 /// All metrics of a process. Clones share them.
 #[derive(Clone)]
 pub struct MetricsPage {
     recorder: metrics_prometheus::Recorder<NoOp>,
     registry: Registry,
+    /// Names of the histograms that have [`BUCKETS`].
+    histograms: Arc<RwLock<HashSet<String>>>,
 }
 
 impl MetricsPage {
     /// The page as Prometheus reads it: metrics by name, their series by label.
+    ///
+    /// Reads some files of `/proc`, which takes less than a millisecond.
     pub fn render(&self) -> String {
         // Families that cannot be written would be a fault of ours; the others are of use still.
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
+    }
+
+    /// Adds what is known of the process itself, by the names that Prometheus has for it.
+    pub(super) fn with_process(self) -> Self {
+        // An error means that it is there already.
+        let _ = self
+            .registry
+            .register(Box::new(ProcessCollector::for_self()));
+        self
+    }
+
+    /// Makes a histogram with [`BUCKETS`]: the recorder's own end at 10 s.
+    fn prepare(&self, key: &Key) {
+        let known = self.histograms.read();
+        if (known.unwrap_or_else(PoisonError::into_inner)).contains(key.name()) {
+            return;
+        }
+        let labels: Vec<&str> = key.labels().map(metrics::Label::key).collect();
+        let options = HistogramOpts::new(key.name(), key.name()).buckets(BUCKETS.to_vec());
+        if let Ok(histogram) = HistogramVec::new(options, &labels) {
+            // An error means that another thread was here first.
+            let _ = self.recorder.try_register_metric(histogram);
+        }
+        let mut known = (self.histograms.write()).unwrap_or_else(PoisonError::into_inner);
+        known.insert(key.name().to_owned());
     }
 }
 
@@ -34,7 +76,11 @@ impl Default for MetricsPage {
             .with_registry(&registry)
             .with_failure_strategy(NoOp)
             .build();
-        Self { recorder, registry }
+        Self {
+            recorder,
+            registry,
+            histograms: Arc::default(),
+        }
     }
 }
 
@@ -66,6 +112,7 @@ impl Recorder for MetricsPage {
     }
 
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.prepare(key);
         self.recorder.register_histogram(key, metadata)
     }
 }
@@ -93,6 +140,8 @@ mod tests {
             gauge!("c", "why" => "a \"quoted\" \\").increment(1.0);
             histogram!("h_seconds", "of" => "x").record(0.3);
             histogram!("h_seconds", "of" => "x").record(31.0);
+            histogram!("h_seconds", "of" => "y").record(0.0004);
+            histogram!("bare_seconds").record(250.0);
         });
         for line in [
             "# HELP b_total of b",
@@ -104,8 +153,24 @@ mod tests {
             "h_seconds_bucket{of=\"x\",le=\"+Inf\"} 2",
             "h_seconds_sum{of=\"x\"} 31.3",
             "h_seconds_count{of=\"x\"} 2",
+            "h_seconds_bucket{of=\"x\",le=\"30\"} 1",
+            "h_seconds_bucket{of=\"x\",le=\"60\"} 2",
+            "h_seconds_bucket{of=\"y\",le=\"0.0005\"} 1",
+            "bare_seconds_bucket{le=\"120\"} 0",
+            "bare_seconds_bucket{le=\"300\"} 1",
         ] {
             assert!(page.lines().any(|it| it == line), "no {line:?} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn the_process_itself_is_measured() {
+        let page = MetricsPage::default().with_process().render();
+        for name in ["resident_memory_bytes", "open_fds", "start_time_seconds"] {
+            let line = format!("process_{name} ");
+            let value = page.lines().find_map(|it| it.strip_prefix(&line));
+            let value: f64 = value.unwrap_or_default().parse().unwrap_or_default();
+            assert!(value > 0.0, "{name} in\n{page}");
         }
     }
 
