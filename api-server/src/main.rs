@@ -9,10 +9,10 @@ use ambient_shared::{
     client::install_crypto_provider,
     clock::Clock,
     exit,
-    harden::no_core_dumps,
+    harden::{no_core_dumps, raise_open_files},
     settings::NoSettings,
     tasks::cancel_on_signal,
-    telemetry::{init_logs, init_metrics},
+    telemetry::{init_logs_and_traces, init_metrics},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ const PROGRAM: &str = "ambient-api-server";
 
 fn main() -> ExitCode {
     no_core_dumps();
+    raise_open_files();
     install_crypto_provider();
     let arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
@@ -45,13 +46,14 @@ fn end(code: u8, faults: &str) -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<(), (u8, String)> {
     let software = |error: &dyn std::error::Error| (exit::SOFTWARE, error.to_string());
-    init_logs(arguments.log_format, &arguments.log_level).map_err(|error| software(&error))?;
-    let metrics = init_metrics().map_err(|error| software(&error))?;
+    let (format, level) = (arguments.log_format, &arguments.log_level);
+    let traces = init_logs_and_traces(PROGRAM, format, level).map_err(|error| software(&error))?;
+    let metrics = init_metrics(PROGRAM).map_err(|error| software(&error))?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| software(&error))?
-        .block_on(async {
+        .block_on(traces.during(async {
             let server = Server::bind(arguments.server, Clock::system())
                 .await
                 .map_err(|error| match error {
@@ -65,5 +67,5 @@ fn start(arguments: Arguments) -> Result<(), (u8, String)> {
             let (caught, ran) = tokio::join!(signals, server.run(shutdown));
             caught.map_err(|error| software(&error))?;
             ran.map_err(|error| software(&error))
-        })
+        }))
 }

@@ -15,7 +15,7 @@ use ambient_shared::{
     clock::Clock,
     exit, harden,
     settings::NoSettings,
-    telemetry::{self, MetricsPage},
+    telemetry::{self, MetricsPage, Traces},
 };
 use anyhow::Context as _;
 
@@ -34,14 +34,22 @@ fn main() -> ExitCode {
             }
             Err(error) => Err(error.into()),
         },
-        Ok(Action::Shim { folder, log }) => init(&log)
-            .and_then(|()| shim::run(&folder).map_err(Into::into))
-            .map(|()| 0),
-        Ok(Action::Serve(settings)) => init(&settings.log)
-            .and_then(|()| run(|metrics| serve::run(*settings, metrics)).map(|()| 0)),
+        Ok(Action::Shim {
+            folder,
+            open_files,
+            log,
+        }) => {
+            harden::limit_open_files(open_files);
+            init(&log)
+                .and_then(|()| shim::run(&folder).map_err(Into::into))
+                .map(|()| 0)
+        }
+        Ok(Action::Serve(settings)) => init_traced(&settings.log)
+            .and_then(|traces| run(traces, |metrics| serve::run(*settings, metrics)).map(|()| 0)),
         Ok(Action::Check(settings)) => init(&settings.log).and_then(|()| check(&settings)),
         Ok(Action::Local(settings)) => {
-            init(&settings.log).and_then(|()| run(|metrics| local::run(*settings, metrics)))
+            let traces = init_traced(&settings.log);
+            traces.and_then(|traces| run(traces, |metrics| local::run(*settings, metrics)))
         }
         Err(NoSettings::Asked(text)) => {
             print!("{text}");
@@ -67,19 +75,27 @@ fn init(log: &LogSettings) -> anyhow::Result<()> {
     Ok(telemetry::init_logs(log.format, &log.level)?)
 }
 
+/// For what runs long.
+fn init_traced(log: &LogSettings) -> anyhow::Result<Traces> {
+    client::install_crypto_provider();
+    let traces = telemetry::init_logs_and_traces(PROGRAM, log.format, &log.level);
+    Ok(traces?)
+}
+
 /// Runs a part of the program on a runtime of its own.
-fn run<T, E, F>(part: impl FnOnce(MetricsPage) -> F) -> anyhow::Result<T>
+fn run<T, E, F>(traces: Traces, part: impl FnOnce(MetricsPage) -> F) -> anyhow::Result<T>
 where
     F: Future<Output = Result<T, E>>,
     anyhow::Error: From<E>,
 {
     harden::no_core_dumps();
+    harden::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let metrics = telemetry::init_metrics()?;
-    let ended = runtime.block_on(part(metrics));
+    let metrics = telemetry::init_metrics(PROGRAM)?;
+    let ended = runtime.block_on(traces.during(part(metrics)));
     // A thread that waits for a line on stdin is not waited for.
     runtime.shutdown_background();
     Ok(ended?)
@@ -87,8 +103,9 @@ where
 
 fn check(settings: &ServeSettings) -> anyhow::Result<u8> {
     let what = CheckSettings::from(settings);
-    let report =
-        run(|_| async { Ok::<_, anyhow::Error>(check_all(&what, &Clock::system()).await) })?;
+    let report = run(Traces::off(), |_| async {
+        Ok::<_, anyhow::Error>(check_all(&what, &Clock::system()).await)
+    })?;
     print!("{report}");
     Ok(report.exit_code())
 }
