@@ -27,6 +27,7 @@ pub struct Installation {
     pub cluster: Cluster,
     /// The API server.
     pub api_server: Running,
+    api_program: Program,
     replicas: Vec<Replica>,
     rest: Port,
     grpc: Port,
@@ -43,12 +44,12 @@ struct Replica {
 }
 
 impl Installation {
-    /// Starts the API server and prepares the cluster for so many control planes, which are to be
-    /// started: see [`Installation::control_plane`].
+    /// Starts the API server, with these variables beside its own, and prepares the cluster for so
+    /// many control planes, which are to be started: see [`Installation::control_plane`].
     ///
     /// # Panics
     /// When the API server does not come up, or the cluster refuses.
-    pub async fn start(cluster: Cluster, replicas: usize) -> Self {
+    pub async fn start(cluster: Cluster, replicas: usize, variables: &[(&str, String)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let replica = |_| Replica {
             tokens: Port::free(),
@@ -62,16 +63,20 @@ impl Installation {
         let jwks: Vec<_> = jwks
             .map(|it| format!("http://{it}/.well-known/jwks.json"))
             .collect();
-        let program = Program::new("ambient-api-server")
+        let mut program = Program::new("ambient-api-server")
             .env("AMBIENT_REST_LISTEN", rest.address().to_string())
             .env("AMBIENT_GRPC_LISTEN", grpc.address().to_string())
             .env("AMBIENT_DATABASE", folder.path().join("sessions.db"))
             .env("AMBIENT_API_TOKEN", &service_token)
             .env("AMBIENT_OPERATOR_TOKEN", &operator_token)
             .env("AMBIENT_SESSION_JWKS", jwks.join(","));
+        for (name, value) in variables {
+            program = program.env(name, value);
+        }
         let installation = Self {
             operator: Operator::new(&format!("http://{}", rest.address()), &operator_token),
-            api_server: up(program).await,
+            api_server: up(program.clone()).await,
+            api_program: program,
             cluster,
             replicas,
             rest,
@@ -109,6 +114,24 @@ impl Installation {
             .env("AMBIENT_SIDECAR_IMAGE", "images.example/ambient-sidecar:1")
             .env("AGENT_COMMAND", r#"["agent"]"#)
             .env("AMBIENT_POD_TEMPLATE", self.pod_template())
+    }
+
+    /// Starts the API server again after it was killed, on the same database and ports.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_api_server(&mut self) {
+        self.api_server = up(self.api_program.clone()).await;
+    }
+
+    /// Where the API server serves REST.
+    pub fn rest(&self) -> SocketAddr {
+        self.rest.address()
+    }
+
+    /// Where the API server serves gRPC.
+    pub fn grpc(&self) -> SocketAddr {
+        self.grpc.address()
     }
 
     /// URL of the API server's REST, without the base path.

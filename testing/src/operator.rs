@@ -30,6 +30,15 @@ impl Operator {
         }
     }
 
+    /// The same as somebody else.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self {
+            token: token.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// A client for the machine's own addresses.
     pub fn client(&self) -> &Client {
         &self.client

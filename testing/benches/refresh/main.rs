@@ -73,7 +73,7 @@ async fn main() {
         ..ClusterOptions::default()
     });
     let kwok = Kwok::start(&cluster, RUN_AT_ONCE);
-    let installation = Arc::new(Installation::start(cluster, 1).await);
+    let installation = Arc::new(Installation::start(cluster, 1, &[]).await);
     let mut report = Report::new(&installation, kwok.pid());
     let mut sessions = Sessions::new(Arc::clone(&installation), settings.projects).await;
     let mut plane = Plane::new(Arc::clone(&installation), settings.page).await;
