@@ -39,7 +39,7 @@ pub struct Call {
     pub path: String,
     /// The query, without its `?`; empty when there is none.
     pub query: String,
-    /// How it was answered; none when it was not, or not yet.
+    /// How it was answered, whether that arrived or not; none when it was not, or not yet.
     pub answered: Option<StatusCode>,
 }
 

@@ -62,6 +62,11 @@ impl Cut {
             .await;
     }
 
+    /// Whether the call of that number has come: the world stops now, or has stopped.
+    pub fn has_come(&self) -> bool {
+        self.0.counted.load(Ordering::Acquire) >= self.0.number
+    }
+
     /// Whether the world has stopped.
     pub fn is_reached(&self) -> bool {
         *self.0.reached.borrow()

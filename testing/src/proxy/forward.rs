@@ -66,6 +66,7 @@ pub(super) async fn answer(
         Some(Fault::Lost | Fault::Silent) | None => {}
     }
     let (head, body) = shared.upstream.send(request).await?.into_parts();
+    shared.lock().calls[number].answered = Some(head.status);
     if let Some((cut, Side::After)) = last {
         // By now it has been done, but only the whole answer says so.
         let _ = body.collect().await;
@@ -75,12 +76,11 @@ pub(super) async fn answer(
         let _ = body.collect().await;
         return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
     }
-    let mut state = shared.lock();
-    state.calls[number].answered = Some(head.status);
     let (tap, tapped) = watch::channel(match fault {
         Some(Fault::Silent) => Tap::Silent,
         _ => Tap::Open,
     });
+    let mut state = shared.lock();
     state.streams.retain(|(_, tap)| !tap.is_closed());
     state.streams.push((call, tap));
     Ok(Response::from_parts(head, flow(body, tapped)))

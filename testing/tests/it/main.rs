@@ -12,6 +12,7 @@ mod cluster;
 mod demo;
 mod endpoint;
 mod faults;
+mod kube_proxy;
 mod rest;
 mod run;
 mod secrets;
