@@ -16,10 +16,11 @@ use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 pub use self::keyring::Keyring;
-use self::{decrypting::DecryptingKey, pem::InvalidKey, signing::SigningKeys};
+use self::{decrypting::DecryptingKey, id::KeyId, pem::InvalidKey, signing::SigningKeys};
 
 pub mod decrypting;
 pub mod files;
+pub mod id;
 mod keyring;
 pub mod pem;
 mod root;
@@ -116,50 +117,142 @@ impl KeypairError {
     }
 }
 
-/// All keys of a control plane.
+/// What is used now, and what is accepted beside it during a rotation.
+#[derive(Debug)]
+pub struct Rotating<T> {
+    /// What is given out.
+    pub current: T,
+    /// What was given out before, and is still used by some.
+    pub previous: Option<T>,
+}
+
+impl<T> From<T> for Rotating<T> {
+    fn from(current: T) -> Self {
+        Self {
+            current,
+            previous: None,
+        }
+    }
+}
+
+impl<T> Rotating<T> {
+    /// What is accepted, the current first.
+    fn accepted(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.current).chain(&self.previous)
+    }
+}
+
+/// The ids of one kind of key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids<T> {
+    /// What is given out.
+    pub current: T,
+    /// What is accepted or published beside it, since some still use it.
+    pub previous: Option<T>,
+    /// What is about to be used.
+    pub next: Option<T>,
+}
+
+/// The ids of all keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyIds {
+    /// Of the keypairs; there is never a next one.
+    pub keypair: Ids<KeyId>,
+    /// Of the roots of session keys; there is never a next one.
+    pub root: Ids<KeyId>,
+    /// Of the keys that sign minted tokens: what these say as `kid`.
+    pub signing: Ids<String>,
+}
+
+/// All keys of a control plane. Clones share them.
+#[derive(Clone)]
 pub struct Keys {
-    decrypting: DecryptingKey,
-    previous: Option<DecryptingKey>,
-    root: SessionRoot,
-    previous_root: Option<SessionRoot>,
+    keypair: Arc<Rotating<DecryptingKey>>,
+    root: Arc<Rotating<SessionRoot>>,
     signing: Arc<SigningKeys>,
     fingerprint: [u8; 32],
 }
 
 impl Keys {
-    /// The current keys; none other is accepted.
-    pub fn new(decrypting: DecryptingKey, root: SessionRoot, signing: SigningKeys) -> Self {
+    /// These keys, each with the one before it where there is one.
+    pub fn new(
+        keypair: impl Into<Rotating<DecryptingKey>>,
+        root: impl Into<Rotating<SessionRoot>>,
+        signing: SigningKeys,
+    ) -> Self {
+        let keypair = keypair.into();
         Self {
-            fingerprint: fingerprint([&decrypting]),
-            decrypting,
-            previous: None,
-            root,
-            previous_root: None,
+            fingerprint: fingerprint(&keypair),
+            keypair: Arc::new(keypair),
+            root: Arc::new(root.into()),
             signing: Arc::new(signing),
         }
     }
 
-    /// Accepts these beside the current ones, as during a rotation.
+    /// The same with another keypair.
     #[must_use]
-    pub fn with_previous(
-        mut self,
-        decrypting: Option<DecryptingKey>,
-        root: Option<SessionRoot>,
-    ) -> Self {
-        self.previous = decrypting;
-        self.previous_root = root;
-        self.fingerprint = fingerprint(self.accepted());
-        self
+    pub(crate) fn with_keypair(self, keypair: Rotating<DecryptingKey>) -> Self {
+        Self {
+            fingerprint: fingerprint(&keypair),
+            keypair: Arc::new(keypair),
+            ..self
+        }
+    }
+
+    /// The same with another root.
+    #[must_use]
+    pub(crate) fn with_root(self, root: Rotating<SessionRoot>) -> Self {
+        Self {
+            root: Arc::new(root),
+            ..self
+        }
+    }
+
+    /// The same with other signing keys.
+    #[must_use]
+    pub(crate) fn with_signing(self, signing: SigningKeys) -> Self {
+        Self {
+            signing: Arc::new(signing),
+            ..self
+        }
+    }
+
+    /// The public names of all.
+    pub fn ids(&self) -> KeyIds {
+        let root_id = |root: &SessionRoot| KeyId::from_bytes(root.id());
+        KeyIds {
+            keypair: Ids {
+                current: self.keypair.current.id(),
+                previous: self.keypair.previous.as_ref().map(DecryptingKey::id),
+                next: None,
+            },
+            root: Ids {
+                current: self.root_id(),
+                previous: self.root.previous.as_ref().map(root_id),
+                next: None,
+            },
+            signing: self.signing.ids(),
+        }
     }
 
     /// The public key that sessions are given: SubjectPublicKeyInfo PEM.
     pub fn public_pem(&self) -> &str {
-        self.decrypting.public_pem()
+        self.keypair.current.public_pem()
+    }
+
+    /// The id of that key.
+    pub fn keypair_id(&self) -> KeyId {
+        self.keypair.current.id()
     }
 
     /// The key that a session is given, made from the current root.
     pub fn session_key(&self, id: &SessionId) -> SessionKey {
-        self.root.session_key(id)
+        self.root.current.session_key(id)
+    }
+
+    /// The id of that root.
+    pub fn root_id(&self) -> KeyId {
+        KeyId::from_bytes(self.root.current.id())
     }
 
     /// Checks a proof against the session's key of the current root, then of the previous one.
@@ -173,7 +266,7 @@ impl Keys {
         bearer: &str,
         now: SystemTime,
     ) -> Result<(), ProofError> {
-        for root in std::iter::once(&self.root).chain(&self.previous_root) {
+        for root in self.root.accepted() {
             match root.session_key(id).verify(proof, bearer, now) {
                 Err(ProofError::Wrong) => {}
                 decided => return decided,
@@ -184,13 +277,14 @@ impl Keys {
 
     /// Whether a ciphertext of this many bytes can be one of any accepted key.
     pub fn fits(&self, ciphertext_length: usize) -> bool {
-        self.accepted()
+        self.keypair
+            .accepted()
             .any(|key| key.ciphertext_length() == ciphertext_length)
     }
 
     /// Decrypts with whichever accepted key can. Takes a millisecond or more of a core.
     pub fn open(&self, ciphertext: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        self.accepted().find_map(|key| key.open(ciphertext))
+        self.keypair.accepted().find_map(|key| key.open(ciphertext))
     }
 
     /// The keys that sign minted tokens.
@@ -203,15 +297,11 @@ impl Keys {
     pub(crate) fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }
-
-    fn accepted(&self) -> impl Iterator<Item = &DecryptingKey> {
-        std::iter::once(&self.decrypting).chain(&self.previous)
-    }
 }
 
-fn fingerprint<'a>(accepted: impl IntoIterator<Item = &'a DecryptingKey>) -> [u8; 32] {
+fn fingerprint(keypair: &Rotating<DecryptingKey>) -> [u8; 32] {
     let mut all = digest::Context::new(&digest::SHA256);
-    for key in accepted {
+    for key in keypair.accepted() {
         all.update(key.public_pem().as_bytes());
     }
     let mut fingerprint = [0; 32];
@@ -222,8 +312,8 @@ fn fingerprint<'a>(accepted: impl IntoIterator<Item = &'a DecryptingKey>) -> [u8
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys")
-            .field("decrypting", &self.decrypting)
-            .field("previous", &self.previous)
+            .field("keypair", &self.keypair)
+            .field("root", &self.root)
             .field("signing", &self.signing)
             .finish_non_exhaustive()
     }

@@ -45,6 +45,20 @@ impl SessionRoot {
         }
         SessionKey(SecretString::from(STANDARD.encode(*key)))
     }
+
+    /// A public name of this root, which says nothing of it or its keys: the first bytes of
+    /// HKDF-SHA256(root, `ambient session-root id v1`).
+    pub fn id(&self) -> [u8; 8] {
+        let mut id = [0; 32];
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(self.0.expose_secret());
+        if let Ok(okm) = prk.expand(&[b"ambient session-root id v1"], hkdf::HKDF_SHA256) {
+            // As above, this cannot fail.
+            let filled = okm.fill(&mut id);
+            debug_assert!(filled.is_ok());
+        }
+        let [a, b, c, d, e, f, g, h, ..] = id;
+        [a, b, c, d, e, f, g, h]
+    }
 }
 
 impl fmt::Debug for SessionRoot {

@@ -11,7 +11,10 @@ use aws_lc_rs::{
 use rsa::pkcs8::{Document, LineEnding};
 use zeroize::Zeroizing;
 
-use super::pem::{self, InvalidKey};
+use super::{
+    id::KeyId,
+    pem::{self, InvalidKey},
+};
 
 /// Label of SubjectPublicKeyInfo.
 const PUBLIC: &str = "PUBLIC KEY";
@@ -20,6 +23,7 @@ const PUBLIC: &str = "PUBLIC KEY";
 pub struct DecryptingKey {
     key: OaepPrivateDecryptingKey,
     public_pem: String,
+    id: KeyId,
 }
 
 impl DecryptingKey {
@@ -45,12 +49,18 @@ impl DecryptingKey {
         Ok(Self {
             key: OaepPrivateDecryptingKey::new(key)?,
             public_pem,
+            id: KeyId::of_public_key(public.as_ref()),
         })
     }
 
     /// Its public half: SubjectPublicKeyInfo PEM.
     pub fn public_pem(&self) -> &str {
         &self.public_pem
+    }
+
+    /// Its public name.
+    pub fn id(&self) -> KeyId {
+        self.id
     }
 
     /// Whether this PEM, however it is broken into lines, is the public half.
@@ -87,6 +97,7 @@ impl DecryptingKey {
 impl fmt::Debug for DecryptingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DecryptingKey")
+            .field("id", &self.id)
             .field("bits", &self.key.key_size_bits())
             .finish_non_exhaustive()
     }

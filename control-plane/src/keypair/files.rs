@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::{
-    KeypairError, KeypairStore, Keys,
+    KeypairError, KeypairStore, Keys, Rotating,
     decrypting::DecryptingKey,
     pem::{self, InvalidKey},
     root,
@@ -77,11 +77,16 @@ impl Files {
             .read(PREVIOUS_ROOT)?
             .map(|bytes| self.parse_root(PREVIOUS_ROOT, &bytes))
             .transpose()?;
-        let published = self.optional("previous-signing.pem", SigningKey::from_pem)?;
+        let retired = self.optional("previous-signing.pem", SigningKey::from_pem)?;
 
-        let signing = SigningKeys::new(signing, published.into_iter().collect());
+        let signing = SigningKeys::new(signing, None, retired);
         self.publish(&signing)?;
-        Ok(Keys::new(current, root, signing).with_previous(previous, previous_root))
+        let keypair = Rotating { current, previous };
+        let root = Rotating {
+            current: root,
+            previous: previous_root,
+        };
+        Ok(Keys::new(keypair, root, signing))
     }
 
     /// The keypair. `public.pem` is looked for first: it is made last, so that if it is there,

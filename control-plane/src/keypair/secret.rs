@@ -75,9 +75,11 @@ impl KeypairStore for SecretKeypairStore {
             let signing = self.read_or_create(SIGNING_KEY, content::new_signing_key, &owner);
             let signing = signing.await?;
 
-            let (current, previous) = keypair.keypair()?;
-            let (root, previous_root) = root.root()?;
-            Ok(Keys::new(current, root, signing.signing()?).with_previous(previous, previous_root))
+            Ok(Keys::new(
+                keypair.keypair()?,
+                root.root()?,
+                signing.signing()?,
+            ))
         })
     }
 }

@@ -16,7 +16,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::pem::{self, InvalidKey};
+use super::{
+    Ids,
+    pem::{self, InvalidKey},
+};
 
 /// One RSA key for RS256.
 pub struct SigningKey {
@@ -118,25 +121,39 @@ impl fmt::Debug for SigningKey {
 #[derive(Debug)]
 pub struct SigningKeys {
     current: SigningKey,
-    published: Vec<SigningKey>,
+    ids: Ids<String>,
     jwks: Bytes,
 }
 
 impl SigningKeys {
     /// One key that signs; the others are published beside it.
-    pub fn new(current: SigningKey, published: Vec<SigningKey>) -> Self {
-        let all = std::iter::once(&current).chain(&published);
+    pub fn new(
+        current: SigningKey,
+        next: Option<SigningKey>,
+        previous: Option<SigningKey>,
+    ) -> Self {
+        let kid = |key: &SigningKey| key.kid.clone();
+        let all = [&current].into_iter().chain(&next).chain(&previous);
         let jwks = json!({"keys": all.map(SigningKey::jwk).collect::<Vec<_>>()});
         Self {
             jwks: Bytes::from(jwks.to_string()),
+            ids: Ids {
+                current: kid(&current),
+                previous: previous.as_ref().map(kid),
+                next: next.as_ref().map(kid),
+            },
             current,
-            published,
         }
     }
 
     /// The key that signs.
     pub fn current(&self) -> &SigningKey {
         &self.current
+    }
+
+    /// What each says as `kid`.
+    pub fn ids(&self) -> Ids<String> {
+        self.ids.clone()
     }
 
     /// All public halves: the JSON text of a JWK set (RFC 7517).

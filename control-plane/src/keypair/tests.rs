@@ -9,7 +9,7 @@ use super::{signing::SigningKey, *};
 
 fn signing() -> SigningKeys {
     let key = RsaKey::generate(KeySize::Rsa2048).private_pkcs1_pem();
-    SigningKeys::new(SigningKey::from_pem(&key).unwrap(), Vec::new())
+    SigningKeys::new(SigningKey::from_pem(&key).unwrap(), None, None)
 }
 
 fn keys(pem: &str, root: u8) -> Keys {
@@ -104,10 +104,23 @@ fn the_previous_key_and_root_are_accepted_during_a_rotation() {
     assert!(new.open(&sealed).is_none() && !new.fits(sealed.len()));
     let before = *new.fingerprint();
 
-    let rotating = new.with_previous(
-        Some(DecryptingKey::from_pem(&old_pem).unwrap()),
-        Some(SessionRoot::new([1; 32])),
-    );
+    let current = |pem: &str| DecryptingKey::from_pem(pem).unwrap();
+    let rotating = new
+        .clone()
+        .with_keypair(Rotating {
+            current: current(&RsaKey::shared().private_pkcs1_pem()),
+            previous: Some(current(&old_pem)),
+        })
+        .with_root(Rotating {
+            current: SessionRoot::new([2; 32]),
+            previous: Some(SessionRoot::new([1; 32])),
+        });
+    let ids = rotating.ids();
+    assert_eq!(ids.keypair.current, new.ids().keypair.current);
+    assert_eq!(ids.keypair.previous, Some(old.ids().keypair.current));
+    assert_eq!(ids.root.current, new.ids().root.current);
+    assert_eq!(ids.root.previous, Some(old.ids().root.current));
+    assert_ne!(ids.root.current, old.ids().root.current);
     assert_ne!(*rotating.fingerprint(), before);
     assert_eq!(rotating.verify(&id(), &proof, "Zm9v", now), Ok(()));
     assert!(rotating.open(&sealed).is_some() && rotating.fits(sealed.len()));

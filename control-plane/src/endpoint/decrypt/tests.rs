@@ -17,7 +17,7 @@ fn keys() -> Keyring {
     Keyring::new(Keys::new(
         DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
         SessionRoot::new([1; 32]),
-        SigningKeys::new(SigningKey::from_pem(signing).unwrap(), Vec::new()),
+        SigningKeys::new(SigningKey::from_pem(signing).unwrap(), None, None),
     ))
 }
 
@@ -86,7 +86,7 @@ async fn what_the_keys_before_opened_is_not_known_under_others() {
     decryptor.keys.replace(Keys::new(
         DecryptingKey::from_pem(&other).unwrap(),
         SessionRoot::new([1; 32]),
-        SigningKeys::new(signing, Vec::new()),
+        SigningKeys::new(signing, None, None),
     ));
 
     let after = decryptor.parse(&bearer).unwrap();

@@ -7,7 +7,7 @@ use k8s_openapi::ByteString;
 use zeroize::Zeroizing;
 
 use crate::keypair::{
-    KeypairError,
+    KeypairError, Rotating,
     decrypting::DecryptingKey,
     pem::{self, InvalidKey},
     root,
@@ -64,9 +64,9 @@ impl Content {
     }
 
     /// The keypair, and the key before it.
-    pub(super) fn keypair(&self) -> Result<(DecryptingKey, Option<DecryptingKey>), KeypairError> {
-        let private = self.required(PRIVATE, |bytes| DecryptingKey::from_pem(pem::text(bytes)?))?;
-        let is_pair = self.required(PUBLIC, |bytes| private.is_pair_of(pem::text(bytes)?))?;
+    pub(super) fn keypair(&self) -> Result<Rotating<DecryptingKey>, KeypairError> {
+        let current = self.required(PRIVATE, |bytes| DecryptingKey::from_pem(pem::text(bytes)?))?;
+        let is_pair = self.required(PUBLIC, |bytes| current.is_pair_of(pem::text(bytes)?))?;
         if !is_pair {
             return Err(KeypairError::Mismatch {
                 public: self.key(PUBLIC),
@@ -76,24 +76,24 @@ impl Content {
         let previous = self.optional(PREVIOUS_PRIVATE, |bytes| {
             DecryptingKey::from_pem(pem::text(bytes)?)
         })?;
-        Ok((private, previous))
+        Ok(Rotating { current, previous })
     }
 
     /// The root of session keys, and the one before it.
-    pub(super) fn root(&self) -> Result<(SessionRoot, Option<SessionRoot>), KeypairError> {
-        let current = self.required(ROOT, root::parse)?;
-        Ok((current, self.optional(PREVIOUS_ROOT, root::parse)?))
+    pub(super) fn root(&self) -> Result<Rotating<SessionRoot>, KeypairError> {
+        Ok(Rotating {
+            current: self.required(ROOT, root::parse)?,
+            previous: self.optional(PREVIOUS_ROOT, root::parse)?,
+        })
     }
 
     /// The key that signs, and those that are only published.
     pub(super) fn signing(&self) -> Result<SigningKeys, KeypairError> {
         let parse = |bytes: &[u8]| SigningKey::from_pem(pem::text(bytes)?);
         let current = self.required(PRIVATE, parse)?;
-        let mut published = Vec::new();
-        for key in [NEXT_PRIVATE, PREVIOUS_PRIVATE] {
-            published.extend(self.optional(key, parse)?);
-        }
-        Ok(SigningKeys::new(current, published))
+        let next = self.optional(NEXT_PRIVATE, parse)?;
+        let previous = self.optional(PREVIOUS_PRIVATE, parse)?;
+        Ok(SigningKeys::new(current, next, previous))
     }
 
     fn required<T>(

@@ -5,6 +5,7 @@ use ambient_testing::keypair::RsaKey;
 use aws_lc_rs::rsa::KeySize;
 
 use super::*;
+use crate::keypair::Rotating;
 
 type Data<'a> = &'a [(&'a str, &'a [u8])];
 
@@ -38,7 +39,7 @@ fn metadata(label: Option<&str>, owners: Vec<OwnerReference>) -> ObjectMeta {
 #[test]
 fn what_is_made_is_read() {
     let read = |made: Made| Content::new("it".to_owned(), bytes(&made));
-    let (_, previous) = read(content::new_keypair().unwrap()).keypair().unwrap();
+    let Rotating { previous, .. } = read(content::new_keypair().unwrap()).keypair().unwrap();
     assert!(previous.is_none());
     read(content::new_root().unwrap()).root().unwrap();
     read(content::new_signing_key().unwrap()).signing().unwrap();
@@ -53,12 +54,12 @@ fn keys_of_a_rotation_are_read_too() {
         ("public.pem", new.public_pem().as_bytes()),
         ("previous-private.pem", old.as_bytes()),
     ]);
-    let (current, previous) = secret.keypair().unwrap();
+    let Rotating { current, previous } = secret.keypair().unwrap();
     assert_eq!(current.public_pem(), new.public_pem());
     assert_ne!(previous.unwrap().public_pem(), new.public_pem());
 
     let roots = content(&[("root", &[1; 32]), ("previous-root", &[2; 32])]);
-    assert!(roots.root().unwrap().1.is_some());
+    assert!(roots.root().unwrap().previous.is_some());
 
     let next = RsaKey::generate(KeySize::Rsa2048).private_pkcs1_pem();
     let signing = content(&[

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ambient_control_plane::{
-    endpoint::{ConnectionLimits, Endpoint, EndpointSettings, Parts, Standing, tls::TlsFiles},
+    endpoint::{ConnectionLimits, Endpoint, EndpointSettings, Parts, Standing, tls::TlsSettings},
     issuer::{IssueError, Issuer, Subject, minted::MintedIssuer},
     keypair::{
         Keyring, Keys,
@@ -23,7 +23,7 @@ use ambient_testing::{DEADLINE, keypair::RsaKey};
 use aws_lc_rs::rsa::KeySize;
 use futures_util::future::BoxFuture;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     task::JoinSet,
     time::timeout,
@@ -60,7 +60,7 @@ pub struct Setup {
     pub allow_unproven: bool,
     pub rate_limits: bool,
     pub connections: ConnectionLimits,
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<TlsSettings>,
     pub issuer: Option<Arc<dyn Issuer>>,
 }
 
@@ -124,7 +124,7 @@ pub fn keyring(root: [u8; 32]) -> Keyring {
     Keyring::new(Keys::new(
         DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
         SessionRoot::new(root),
-        SigningKeys::new(SigningKey::from_pem(signing).unwrap(), Vec::new()),
+        SigningKeys::new(SigningKey::from_pem(signing).unwrap(), None, None),
     ))
 }
 
@@ -169,6 +169,80 @@ impl Scene {
         raw(self.address, &request)
             .await
             .expect("an answer in full")
+    }
+}
+
+/// A connection that a test keeps.
+pub struct Client(BufReader<TcpStream>);
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).await.expect("connect"))
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    pub async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.expect("send");
+    }
+
+    /// Sends a request with these header lines, and gives the status of the answer.
+    pub async fn ask(&mut self, method_and_path: &str, headers: &str) -> u16 {
+        self.send(&format!(
+            "{method_and_path} HTTP/1.1\r\nHost: cp\r\n{headers}\r\n"
+        ))
+        .await;
+        self.answer().await.expect("an answer in full")
+    }
+
+    /// Like [`Client::ask`]; none when the connection is closed, before the request or after it.
+    pub async fn try_ask(&mut self, method_and_path: &str) -> Option<u16> {
+        let request = format!("{method_and_path} HTTP/1.1\r\nHost: cp\r\n\r\n");
+        self.0.write_all(request.as_bytes()).await.ok()?;
+        self.answer().await
+    }
+
+    /// Reads one answer off the connection; none when it ends before that is complete.
+    pub async fn answer(&mut self) -> Option<u16> {
+        let (mut status, mut length) = (0, 0);
+        loop {
+            let mut line = String::new();
+            let read = timeout(DEADLINE, self.0.read_line(&mut line)).await;
+            if read.expect("a line in time").ok()? == 0 {
+                return None;
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(rest) = line.strip_prefix("http/1.1 ") {
+                status = rest.get(..3)?.parse().ok()?;
+            } else if let Some(rest) = line.strip_prefix("content-length: ") {
+                length = rest.parse().ok()?;
+            } else if line.is_empty() {
+                break;
+            }
+        }
+        self.0.read_exact(&mut vec![0; length]).await.ok()?;
+        Some(status)
+    }
+
+    /// Waits until the server closes it without an answer, but for 408.
+    pub async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        let read = timeout(DEADLINE, self.0.read_to_end(&mut rest)).await;
+        // A reset closes it too.
+        let _ = read.expect("the server closes it");
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(
+            rest.is_empty() || rest.starts_with("HTTP/1.1 408"),
+            "{rest}"
+        );
+    }
+
+    /// Whether the server has not closed it yet; nothing must have been sent on it.
+    pub async fn is_open(&mut self) -> bool {
+        let read = self.0.fill_buf();
+        timeout(Duration::from_millis(1), read).await.is_err()
     }
 }
 
