@@ -1,4 +1,4 @@
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use clap::Parser as _;
 
@@ -237,4 +237,19 @@ fn a_pod_template_that_says_what_is_not_its_to_say_is_refused() {
     assert!(template("spec:\n  nodeSelector: {pool: agents}\n").is_ok());
     let faults = template("spec:\n  serviceAccountName: admin\n").unwrap_err();
     assert!(faults[0].contains("spec.serviceAccountName"), "{faults:?}");
+}
+
+#[test]
+fn a_lease_is_neither_too_short_nor_too_long() {
+    let lease = |text| serve(&["--cp-lease-duration", text], &CREDENTIALS);
+    assert_eq!(
+        serve(&[], &CREDENTIALS).unwrap().lease,
+        LeaseTimes::default()
+    );
+    let five = LeaseTimes::new(Duration::from_secs(5));
+    assert_eq!(lease("5s").unwrap().lease, five);
+    for text in ["2s", "6m", "0", "soon"] {
+        let faults = lease(text).unwrap_err();
+        assert!(faults[0].starts_with("CP_LEASE_DURATION: "), "{faults:?}");
+    }
 }
