@@ -37,7 +37,7 @@ use crate::{
     reconcile::{
         ReconcileError, Reconciler,
         desired::DesiredSettings,
-        due::{Due, Handler},
+        due::{Due, Handler, Share, by_project},
     },
     refresh::{Interval, Refresh, RefreshSettings, Rule, Tick},
     sessions::{SessionCache, feed::Feed, list::Lister, remote::Remote, rest::RestClient},
@@ -120,7 +120,7 @@ impl Controller {
     ) -> Self {
         let cache = SessionCache::new();
         let refreshing = settings.refresh.interval != Interval::Off;
-        let tokens = refreshing.then(|| WorkQueue::new(Policy::default()));
+        let tokens = refreshing.then(|| WorkQueue::new(Policy::default(), by_project(&cache)));
         let due = Arc::new(Due::new(cache.clone(), tokens));
         Self {
             api,
@@ -182,7 +182,7 @@ impl Controller {
         let mut tasks = Tasks::new(shutdown.clone());
         let (cache, due) = (self.cache.clone(), Arc::clone(&self.due));
         let reconciler = Arc::new(self.reconciler(&backend, self.clock.now()));
-        let asking = self.share(&Handler::ASKING, self.settings.ask_workers, reconciler);
+        let asking = self.share(Share::Asking, self.settings.ask_workers, reconciler);
         tasks.spawn("workers that ask", asking.run(shutdown.clone()));
         tasks.spawn(
             "report",
@@ -212,32 +212,32 @@ impl Controller {
         let started_at = self.clock.now();
         let settings = &self.settings;
         let reconciler = Arc::new(self.reconciler(&backend, started_at));
-        let shares: [(&str, &[Handler], usize); 3] = [
+        let shares: [(&str, Share, usize); 3] = [
             (
                 "workers that start sessions",
-                &Handler::STARTING,
+                Share::Starting,
                 settings.provision_workers,
             ),
             (
                 "workers that report sessions",
-                &Handler::REPORTING,
+                Share::Reporting,
                 settings.write_back_workers,
             ),
             (
                 "workers that end sessions",
-                &Handler::ENDING,
+                Share::Ending,
                 settings.clean_up_workers,
             ),
         ];
-        for (name, handlers, limit) in shares {
-            let worker = self.share(handlers, limit, Arc::clone(&reconciler));
+        for (name, share, limit) in shares {
+            let worker = self.share(share, limit, Arc::clone(&reconciler));
             tasks.spawn(name, worker.run(shutdown.clone()));
         }
         if let Some(tokens) = self.due.tokens.clone() {
             let refresh = Arc::new(self.refresh(backend, tokens.clone(), started_at));
             let writer = Worker {
                 queue: tokens,
-                handlers: vec![()],
+                share: (),
                 limit: settings.refresh.concurrency,
                 time_limit: TOKEN_LIMIT,
                 run: {
@@ -281,13 +281,13 @@ impl Controller {
 
     fn share(
         &self,
-        handlers: &[Handler],
+        share: Share,
         limit: usize,
         reconciler: Arc<Reconciler>,
     ) -> Worker<Handler, ReconcileError> {
         Worker {
             queue: self.due.queue.clone(),
-            handlers: handlers.to_vec(),
+            share,
             limit,
             time_limit: HANDLER_LIMIT,
             run: Arc::new(move |handler, id: SessionId| {
@@ -334,7 +334,7 @@ async fn report(cache: SessionCache, due: Arc<Due>, shutdown: CancellationToken)
         {
             for handler in Handler::ALL {
                 gauge!(QUEUE_LENGTH, "handler" => handler.as_str())
-                    .set(due.queue.len(handler) as f64);
+                    .set(due.queue.depth(handler) as f64);
             }
             let sessions = cache.sessions();
             for phase in Phase::ALL {

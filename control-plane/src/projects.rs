@@ -107,7 +107,7 @@ impl ProjectController {
         let (api, projects, resync) = (&self.api, &self.projects, self.resync);
         let shutdown = shutdown.child_token();
         let mut tasks = Tasks::new(shutdown.clone());
-        let queue = WorkQueue::new(RETRIES);
+        let queue = WorkQueue::new(RETRIES, catalog::each_for_itself());
         let catalog = Arc::new(Catalog::new(queue.clone()));
         let reconciler = Arc::new(Reconciler {
             api: api.clone(),
@@ -116,7 +116,7 @@ impl ProjectController {
         });
         let worker = Worker {
             queue,
-            handlers: vec![()],
+            share: (),
             limit: WORKERS,
             time_limit: LIMIT,
             run: Arc::new(move |(), id: ProjectId| {

@@ -1,7 +1,8 @@
 //! Runs handlers for due work, each share of work with its own limit.
 //!
-//! In: due entries of the [`WorkQueue`]. Out: calls of one function, at most `limit` at once; what
-//! it says decides whether the entry is forgotten or retried.
+//! In: due entries of the [`WorkQueue`]. Out: calls of one function, at most `limit` at once, and
+//! at most half of them for one group; what it says decides whether the entry is forgotten or
+//! retried.
 
 use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::queue::{Failed, Lease, WorkQueue};
+use crate::queue::{Failed, Lease, Work, WorkQueue};
 
 /// What a worker does with one entry.
 pub(crate) type Run<H, E, K = SessionId> =
@@ -28,11 +29,11 @@ pub(crate) trait WorkKey: Clone + Eq + Hash + Send + Sync + 'static {
 }
 
 /// A task that runs one share of the work.
-pub(crate) struct Worker<H, E, K = SessionId> {
+pub(crate) struct Worker<H: Work, E, K = SessionId> {
     /// Where the work comes from.
     pub(crate) queue: WorkQueue<H, K>,
-    /// The share: the handlers whose entries it takes.
-    pub(crate) handlers: Vec<H>,
+    /// The share whose entries it takes.
+    pub(crate) share: H::Share,
     /// How many entries it works on at once.
     pub(crate) limit: usize,
     /// Longest time for one entry; then it counts as failed.
@@ -43,19 +44,20 @@ pub(crate) struct Worker<H, E, K = SessionId> {
 
 impl<H, E, K> Worker<H, E, K>
 where
-    H: Copy + Eq + Hash + Debug + Send + Sync + 'static,
+    H: Work<Share: Send + Sync> + Send + Sync + 'static,
     E: std::error::Error + Send + 'static,
     K: WorkKey,
 {
     /// Works until `shutdown`, then finishes what it has begun.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let places = self.limit.max(1);
         let mut running = JoinSet::new();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(ended) = running.join_next() => report_panic(ended),
-                lease = self.queue.next(&self.handlers), if running.len() < self.limit.max(1) => {
+                lease = self.queue.next(self.share, places), if running.len() < places => {
                     running.spawn(work_off(lease, Arc::clone(&self.run), self.time_limit));
                 }
             }
@@ -75,7 +77,7 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 
 async fn work_off<H, E, K>(lease: Lease<H, K>, run: Run<H, E, K>, time_limit: Duration)
 where
-    H: Copy + Eq + Hash + Debug,
+    H: Work,
     E: std::error::Error + 'static,
     K: WorkKey,
 {
@@ -116,10 +118,23 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::queue::{Group, GroupOf};
 
     #[derive(Debug, thiserror::Error)]
     #[error("failed")]
     struct Failure;
+
+    impl Work for &'static str {
+        type Share = Self;
+
+        fn share(self) -> Self {
+            self
+        }
+    }
+
+    fn each_for_itself() -> GroupOf<SessionId> {
+        Arc::new(|id| Group::of(id.as_str()))
+    }
 
     fn id(number: usize) -> SessionId {
         SessionId::parse(format!("session-{number:04}")).unwrap()
@@ -127,7 +142,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_share_has_its_own_limit() {
-        let queue = WorkQueue::new(Policy::default());
+        let queue = WorkQueue::new(Policy::default(), each_for_itself());
         let (slow_runs, quick_runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let run: Run<&str, Failure> = {
             let (slow_runs, quick_runs) = (Arc::clone(&slow_runs), Arc::clone(&quick_runs));
@@ -142,7 +157,7 @@ mod tests {
         };
         let worker = |handler| Worker {
             queue: queue.clone(),
-            handlers: vec![handler],
+            share: handler,
             limit: 2,
             time_limit: Duration::from_secs(3600),
             run: Arc::clone(&run),
@@ -164,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn panics_and_hangs_are_failures_that_are_tried_again() {
-        let queue = WorkQueue::new(Policy::default());
+        let queue = WorkQueue::new(Policy::default(), each_for_itself());
         let tries = Arc::new(AtomicUsize::new(0));
         let done = Arc::new(Semaphore::new(0));
         let run: Run<(), Failure> = {
@@ -187,7 +202,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let worker = Worker {
             queue: queue.clone(),
-            handlers: vec![()],
+            share: (),
             limit: 1,
             time_limit: Duration::from_secs(10),
             run,
@@ -199,6 +214,6 @@ mod tests {
         assert!(all.is_ok());
         shutdown.cancel();
         tasks.join_next().await.unwrap().unwrap();
-        assert_eq!(queue.len(()), 0);
+        assert_eq!(queue.depth(()), 0);
     }
 }

@@ -24,7 +24,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{Backend, BackendError, Credentials, DesiredRun, Observer, RunState, TokenTimes};
-use crate::{cluster::Clients, queue::WorkQueue, worker::Worker};
+use crate::{
+    cluster::Clients,
+    queue::{Group, GroupOf, WorkQueue},
+    worker::Worker,
+};
 use events::{Events, Teller, events};
 use names::SessionRef;
 use projects::Projects;
@@ -106,7 +110,7 @@ impl KubernetesBackend {
         clock: Clock,
     ) -> (Self, KubernetesTasks) {
         let client = clients.projects.clone();
-        let repairs = WorkQueue::new(Policy::default());
+        let repairs = WorkQueue::new(Policy::default(), groups(&project_of));
         let namespace_of = {
             let settings = Arc::clone(&settings);
             Arc::new(move |project: &str| settings.namespace_of(project))
@@ -153,7 +157,7 @@ impl KubernetesBackend {
         let inner = Arc::clone(&self.inner);
         let worker = Worker {
             queue: inner.repairs.clone(),
-            handlers: Repair::ALL.to_vec(),
+            share: (),
             limit: repair::CONCURRENCY,
             time_limit: repair::LIMIT,
             run: Arc::new(move |repair, id: SessionId| {
@@ -201,6 +205,12 @@ impl KubernetesTasks {
         tasks.spawn("Kubernetes Events", events.run(shutdown));
         tasks.run_until_shutdown(DRAIN).await
     }
+}
+
+/// Work is fair by project.
+fn groups(project_of: &ProjectOf) -> GroupOf<SessionId> {
+    let project_of = Arc::clone(project_of);
+    Arc::new(move |id| project_of(id).map_or_else(Group::none, |project| Group::of(&project)))
 }
 
 /// Looks now and then whether time alone has changed a run.

@@ -3,13 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::{self, Debug},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tracing::{debug, warn};
 
 use crate::{
-    queue::{Failed, WorkQueue},
+    queue::{Failed, Group, GroupOf, WorkQueue},
     worker::{WARN_FROM, WorkKey},
 };
 
@@ -42,6 +42,11 @@ impl WorkKey for ProjectId {
             debug!(project = %self, failures, retry_in_s, reason, "work on a project failed");
         }
     }
+}
+
+/// Each project is a group.
+pub(super) fn each_for_itself() -> GroupOf<ProjectId> {
+    Arc::new(|id| Group::of(id.as_str()))
 }
 
 /// What the feeds have told of. As large as the API server's own lists.
@@ -182,13 +187,13 @@ mod tests {
     use super::*;
 
     fn catalog() -> Catalog {
-        Catalog::new(WorkQueue::new(Policy::default()))
+        Catalog::new(WorkQueue::new(Policy::default(), each_for_itself()))
     }
 
     async fn due(catalog: &Catalog) -> Vec<String> {
         let mut due = Vec::new();
-        while catalog.queue.len(()) > 0 {
-            let lease = catalog.queue.next(&[()]).await;
+        while catalog.queue.depth(()) > 0 {
+            let lease = catalog.queue.next((), 1).await;
             due.push(lease.key().to_string());
             lease.succeed();
         }

@@ -1,9 +1,12 @@
-use std::collections::{BTreeMap, HashSet};
-
-use proptest::prelude::*;
 use tokio::time::{advance, timeout};
 
-use super::*;
+use super::{
+    state::{MAX_MARKED_PAUSE, Stage},
+    *,
+};
+
+mod fair;
+mod model;
 
 const POLICY: Policy = Policy {
     initial: Duration::from_millis(100),
@@ -16,25 +19,50 @@ const POLICY: Policy = Policy {
 enum Handler {
     Make,
     Report,
+    Tidy,
 }
 
-use Handler::{Make, Report};
+use Handler::{Make, Report, Tidy};
 
-const BOTH: [Handler; 2] = [Make, Report];
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Share {
+    Main,
+    Side,
+}
+
+impl Work for Handler {
+    type Share = Share;
+
+    fn share(self) -> Share {
+        match self {
+            Make | Report => Share::Main,
+            Tidy => Share::Side,
+        }
+    }
+}
+
+/// Enough for all that a test has due at once.
+const PLACES: usize = 100;
 
 type Queue = WorkQueue<Handler, &'static str>;
 
+/// A key's group is its first letter.
+fn group(key: &str) -> &str {
+    &key[..1]
+}
+
 fn queue() -> Queue {
-    WorkQueue::new(POLICY)
+    WorkQueue::new(POLICY, Arc::new(|key| Group::of(group(key))))
 }
 
 async fn next(queue: &Queue) -> Lease<Handler, &'static str> {
-    let next = timeout(Duration::from_secs(3600), queue.next(&BOTH)).await;
+    let next = timeout(Duration::from_secs(3600), queue.next(Share::Main, PLACES)).await;
     next.expect("work is due within an hour")
 }
 
 fn nothing_due(queue: &Queue) -> bool {
-    queue.lock().take(&BOTH, Instant::now()).is_err()
+    let taken = queue.lock().take(Share::Main, PLACES, Instant::now());
+    taken.is_err()
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +118,7 @@ async fn one_handler_failing_runs_no_other_again() {
         let lease = next(&queue).await;
         match lease.handler() {
             Make => drop(lease.fail()),
-            Report => {
+            _ => {
                 reports += 1;
                 lease.succeed();
             }
@@ -109,7 +137,7 @@ async fn work_is_never_dropped_however_often_it_fails() {
         assert!(failed.wait <= POLICY.max);
     }
     next(&queue).await.succeed();
-    assert_eq!(queue.len(Make), 0);
+    assert_eq!(queue.depth(Make), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +166,7 @@ async fn a_mark_during_a_run_is_kept() {
     queue.mark(Make, &"a");
     lease.succeed();
     next(&queue).await.succeed();
-    assert_eq!(queue.len(Make), 0);
+    assert_eq!(queue.depth(Make), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,21 +200,21 @@ async fn a_mark_brings_a_retry_forward_but_makes_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn handlers_of_others_are_left_alone() {
+async fn what_is_another_shares_is_left_alone() {
     let queue = queue();
     queue.mark(Make, &"a");
-    queue.mark(Report, &"b");
-    let lease = queue.next(&[Report]).await;
+    queue.mark(Tidy, &"b");
+    let lease = queue.next(Share::Side, PLACES).await;
     assert_eq!(*lease.key(), "b");
-    let other = timeout(Duration::from_secs(60), queue.next(&[Report])).await;
+    let other = timeout(Duration::from_secs(60), queue.next(Share::Side, PLACES)).await;
     assert!(other.is_err());
-    assert_eq!(*queue.next(&[Make]).await.key(), "a");
+    assert_eq!(*next(&queue).await.key(), "a");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_mark_wakes_who_waits() {
     let queue = queue();
-    let waiting = queue.next(&BOTH);
+    let waiting = queue.next(Share::Main, PLACES);
     let marking = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
         queue.mark(Make, &"a");
@@ -195,133 +223,85 @@ async fn a_mark_wakes_who_waits() {
     assert_eq!(*lease.key(), "a");
 }
 
-#[derive(Debug, Clone)]
-enum Step {
-    Mark(Handler, usize),
-    Take(bool),
-    Finish(usize, bool),
-    Pass(u64),
-}
-
-const KEYS: [&str; 4] = ["a", "b", "c", "d"];
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let handler = prop_oneof![Just(Make), Just(Report)];
-    let step = prop_oneof![
-        4 => (handler, 0..KEYS.len()).prop_map(|(handler, key)| Step::Mark(handler, key)),
-        4 => any::<bool>().prop_map(Step::Take),
-        3 => (0..4_usize, any::<bool>()).prop_map(|(lease, ok)| Step::Finish(lease, ok)),
-        1 => (0..5_000_u64).prop_map(Step::Pass),
-    ];
-    prop::collection::vec(step, 1..200)
-}
-
-/// What the queue owes, in its simplest form: for each handler and key, whether a run is owed, and
-/// which runs are under way.
-#[derive(Default)]
-struct Model {
-    owed: BTreeMap<(Handler, &'static str), bool>,
-    running: HashSet<&'static str>,
-}
-
-async fn check(steps: Vec<Step>) {
+#[tokio::test(start_paused = true)]
+async fn a_key_runs_once_at_a_time_in_all_shares_together() {
     let queue = queue();
-    let mut model = Model::default();
-    let mut leases: Vec<Lease<Handler, &'static str>> = Vec::new();
-    let begin = |model: &mut Model, lease: &Lease<Handler, &'static str>| {
-        let work = (lease.handler(), *lease.key());
-        assert_eq!(
-            model.owed.insert(work, false),
-            Some(true),
-            "nobody asked for {work:?}"
-        );
-        assert!(model.running.insert(lease.key()), "two runs of {work:?}");
-    };
-    let end = |model: &mut Model, lease: Lease<Handler, &'static str>, success: bool| {
-        model.running.remove(lease.key());
-        if success {
-            lease.succeed();
-        } else {
-            model.owed.insert((lease.handler(), *lease.key()), true);
-            lease.fail();
-        }
-    };
-    for step in steps {
-        match step {
-            Step::Mark(handler, key) => {
-                queue.mark(handler, &KEYS[key]);
-                model.owed.insert((handler, KEYS[key]), true);
-            }
-            Step::Take(only_make) => {
-                let handlers: &[Handler] = if only_make { &[Make] } else { &BOTH };
-                let before: Vec<_> = {
-                    let state = queue.lock();
-                    let waits = |(work, entry): (&(Handler, &'static str), &Entry)| {
-                        let free = !state.processing.contains_key(work.1);
-                        match entry.stage {
-                            Stage::Waiting(turn) if free && handlers.contains(&work.0) => {
-                                Some((turn, *work))
-                            }
-                            _ => None,
-                        }
-                    };
-                    state.entries.iter().filter_map(waits).collect()
-                };
-                let earliest = before.iter().min_by_key(|(turn, _)| *turn);
-                let taken = timeout(Duration::ZERO, queue.next(handlers)).await;
-                match (taken, earliest) {
-                    (Ok(lease), Some((_, work))) => {
-                        assert_eq!((lease.handler(), *lease.key()), *work);
-                        begin(&mut model, &lease);
-                        leases.push(lease);
-                    }
-                    (Ok(lease), None) => panic!("{:?} cannot be due", lease.key()),
-                    (Err(_), Some((turn, work))) => {
-                        assert!(
-                            turn.at > Instant::now(),
-                            "{work:?} is due, but was not given"
-                        );
-                    }
-                    (Err(_), None) => {}
-                }
-            }
-            Step::Finish(number, success) => {
-                if number < leases.len() {
-                    let lease = leases.remove(number);
-                    end(&mut model, lease, success);
-                }
-            }
-            Step::Pass(millis) => advance(Duration::from_millis(millis)).await,
-        }
-    }
-    // In the end everything that was ever asked for has run after it was asked for.
-    for lease in leases {
-        end(&mut model, lease, true);
-    }
-    while model.owed.values().any(|owed| *owed) {
-        let lease = next(&queue).await;
-        begin(&mut model, &lease);
-        end(&mut model, lease, true);
-    }
-    assert!(nothing_due(&queue));
-    let state = queue.lock();
-    assert!(
-        state.entries.is_empty() && state.processing.is_empty(),
-        "{state:?}"
-    );
-    assert!(state.due.values().all(BTreeMap::is_empty), "{state:?}");
+    queue.mark(Make, &"a");
+    queue.mark(Tidy, &"a");
+    let make = next(&queue).await;
+    let tidy = queue.next(Share::Side, PLACES);
+    tokio::pin!(tidy);
+    assert!(timeout(Duration::from_secs(60), &mut tidy).await.is_err());
+    make.succeed();
+    assert_eq!(tidy.await.handler(), Tidy);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+#[tokio::test(start_paused = true)]
+async fn what_is_due_and_for_how_long_is_known_at_any_time() {
+    let queue = queue();
+    assert_eq!((queue.depth(Make), queue.oldest_due(Make)), (0, None));
+    queue.mark(Make, &"a");
+    advance(Duration::from_secs(3)).await;
+    queue.mark(Make, &"b");
+    queue.mark(Report, &"a");
+    advance(Duration::from_secs(4)).await;
+    assert_eq!(queue.depth(Make), 2);
+    assert_eq!(queue.oldest_due(Make), Some(Duration::from_secs(7)));
 
-    #[test]
-    fn queue_keeps_its_promises_in_any_order_of_events(steps in steps()) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(check(steps));
+    let a = next(&queue).await;
+    assert_eq!(queue.depth(Make), 2);
+    assert_eq!(queue.oldest_due(Make), Some(Duration::from_secs(4)));
+    let b = next(&queue).await;
+    assert_eq!(queue.oldest_due(Make), None);
+    // It waits for the run of its key, not for a retry.
+    assert_eq!(queue.oldest_due(Report), Some(Duration::from_secs(4)));
+
+    // What backs off is not due.
+    b.fail();
+    assert_eq!((queue.depth(Make), queue.oldest_due(Make)), (2, None));
+    a.succeed();
+    assert_eq!(queue.depth(Make), 1);
+    advance(POLICY.initial).await;
+    assert!(queue.oldest_due(Make).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cleared_share_forgets_what_waits_and_lets_end_what_runs() {
+    let queue = queue();
+    for key in ["a", "b", "c", "d"] {
+        queue.mark(Make, &key);
     }
+    let (a, b, c) = (next(&queue).await, next(&queue).await, next(&queue).await);
+    queue.mark(Make, &"a");
+    queue.mark(Report, &"a");
+    queue.mark(Tidy, &"a");
+
+    queue.clear(Share::Main);
+    queue.mark(Make, &"c");
+
+    assert_eq!(a.fail(), None);
+    b.succeed();
+    // Another share's work stays, though it was parked.
+    assert_eq!(*queue.next(Share::Side, PLACES).await.key(), "a");
+    // What was marked afterwards is new.
+    assert_eq!(c.fail().unwrap().failures, 1);
+    next(&queue).await.succeed();
+    assert!(nothing_due(&queue));
+    assert_eq!((queue.depth(Make), queue.depth(Report)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_cleared_can_be_marked_again_at_once() {
+    let queue = queue();
+    queue.mark(Make, &"a");
+    for _ in 0..12 {
+        next(&queue).await.fail();
+    }
+    queue.clear(Share::Main);
+    assert_eq!(queue.depth(Make), 0);
+
+    queue.mark(Make, &"a");
+
+    assert_eq!(queue.oldest_due(Make), Some(Duration::ZERO));
+    assert_eq!(next(&queue).await.fail().unwrap().failures, 1);
 }

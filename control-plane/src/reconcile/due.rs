@@ -12,7 +12,7 @@ use ambient_shared::{phase::Phase, retry::Policy, session::SessionId};
 
 use crate::{
     backend::{Backend, RunStatus},
-    queue::WorkQueue,
+    queue::{Group, GroupOf, Work, WorkQueue},
     sessions::SessionCache,
 };
 
@@ -31,6 +31,48 @@ pub(crate) enum Handler {
     CleanUp,
 }
 
+/// Shares of the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Share {
+    /// What starts sessions.
+    Starting,
+    /// What reports: a share of its own, as starts wait for tokens and for the backend.
+    Reporting,
+    /// What ends and clears away.
+    Ending,
+    /// What only asks: on every replica, as each serves tokens from what it knows.
+    Asking,
+}
+
+impl Share {
+    /// The work of the replica that leads.
+    pub(crate) const LEADING: [Self; 3] = [Self::Starting, Self::Reporting, Self::Ending];
+}
+
+impl Work for Handler {
+    type Share = Share;
+
+    fn share(self) -> Share {
+        match self {
+            Self::Provision => Share::Starting,
+            Self::WriteBack => Share::Reporting,
+            Self::Stop | Self::CleanUp => Share::Ending,
+            Self::Confirm => Share::Asking,
+        }
+    }
+}
+
+/// Work on sessions is fair by project. Deleted ones are still of theirs; those that nobody knows
+/// are a group of their own.
+pub(crate) fn by_project(cache: &SessionCache) -> GroupOf<SessionId> {
+    let cache = cache.clone();
+    Arc::new(move |id| {
+        cache
+            .project(id)
+            .map_or_else(Group::none, |project| Group::of(&project))
+    })
+}
+
 impl Handler {
     /// All of them, for metrics.
     pub(crate) const ALL: [Self; 5] = [
@@ -40,18 +82,6 @@ impl Handler {
         Self::Confirm,
         Self::CleanUp,
     ];
-
-    /// What starts sessions: a share of the workers.
-    pub(crate) const STARTING: [Self; 1] = [Self::Provision];
-
-    /// What reports: a share of its own, as starts wait for tokens and for the backend.
-    pub(crate) const REPORTING: [Self; 1] = [Self::WriteBack];
-
-    /// What ends and clears away.
-    pub(crate) const ENDING: [Self; 2] = [Self::Stop, Self::CleanUp];
-
-    /// What only asks: on every replica, as each serves tokens from what it knows.
-    pub(crate) const ASKING: [Self; 1] = [Self::Confirm];
 
     /// The label in metrics.
     pub(crate) fn as_str(self) -> &'static str {
@@ -82,8 +112,8 @@ impl Due {
     /// Nothing is due.
     pub(crate) fn new(cache: SessionCache, tokens: Option<WorkQueue<(), SessionId>>) -> Self {
         Self {
+            queue: WorkQueue::new(Policy::default(), by_project(&cache)),
             cache,
-            queue: WorkQueue::new(Policy::default()),
             tokens,
             backend: OnceLock::new(),
             leads: AtomicBool::new(false),
@@ -105,6 +135,12 @@ impl Due {
     /// From now on another replica does the work. What was marked is forgotten; what runs, ends.
     pub(crate) fn end(&self) {
         self.leads.store(false, Ordering::SeqCst);
+        for share in Share::LEADING {
+            self.queue.clear(share);
+        }
+        if let Some(tokens) = &self.tokens {
+            tokens.clear(());
+        }
     }
 
     /// Something about this session changed.

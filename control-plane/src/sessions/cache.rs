@@ -43,6 +43,8 @@ enum What {
     Live(Arc<Session>),
     /// Deleted at the entry's revision.
     Tombstone {
+        /// Its project, when that was known.
+        project: Option<Arc<str>>,
         /// Whether nothing of it is left in the backend.
         cleaned: bool,
         /// Whether an event told of it: then the watch has no older event of it on the way.
@@ -92,6 +94,11 @@ impl SessionCache {
             What::Live(session) => Some(Arc::clone(session)),
             What::Tombstone { .. } => None,
         }
+    }
+
+    /// The project of a session, also of one that was deleted.
+    pub(crate) fn project(&self, id: &SessionId) -> Option<Arc<str>> {
+        self.read().project(id)
     }
 
     /// Whether the session is known to be deleted. Not for ever: once it is cleaned up and cannot
@@ -186,8 +193,7 @@ impl SessionCache {
                 true
             }
             (None, _) => {
-                let (cleaned, told) = (false, false);
-                state.set(id.clone(), What::Tombstone { cleaned, told });
+                state.bury(id, false);
                 true
             }
         };
@@ -203,8 +209,7 @@ impl SessionCache {
             *told = true;
             return false;
         }
-        let (cleaned, told) = (false, true);
-        state.set(id.clone(), What::Tombstone { cleaned, told });
+        state.bury(id, true);
         true
     }
 
@@ -246,7 +251,7 @@ impl SessionCache {
                 }
                 true
             }
-            What::Tombstone { cleaned, told } => {
+            What::Tombstone { cleaned, told, .. } => {
                 let a_page_may_come = entry.revision > since;
                 let an_event_may_come = !told && entry.revision > watching_since;
                 // One that the list had is about to be asked for: keep it for the answer.
@@ -278,6 +283,23 @@ impl State {
         self.revision += 1;
         let revision = Revision(self.revision);
         self.entries.insert(id, Entry { revision, what });
+    }
+
+    fn project(&self, id: &SessionId) -> Option<Arc<str>> {
+        match &self.entries.get(id)?.what {
+            What::Live(session) => session.object.project_id.as_deref().map(Arc::from),
+            What::Tombstone { project, .. } => project.clone(),
+        }
+    }
+
+    /// Notes that a session was deleted.
+    fn bury(&mut self, id: &SessionId, told: bool) {
+        let what = What::Tombstone {
+            project: self.project(id),
+            cleaned: false,
+            told,
+        };
+        self.set(id.clone(), what);
     }
 
     /// `since` is none for events, which are newer than all that was seen before.

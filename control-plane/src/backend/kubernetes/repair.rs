@@ -25,7 +25,7 @@ use super::{
     refusal::{backend_error, is_not_found},
     seen::{Entry, facts::Kind},
 };
-use crate::{backend::BackendError, metrics::REPAIRS};
+use crate::{backend::BackendError, metrics::REPAIRS, queue::Work};
 
 /// Repairs at once.
 pub(super) const CONCURRENCY: usize = 4;
@@ -44,6 +44,12 @@ pub(crate) enum Repair {
     Service,
     /// A pod whose agent has ended, and in which something else runs on.
     Rest,
+}
+
+impl Work for Repair {
+    type Share = ();
+
+    fn share(self) {}
 }
 
 impl Repair {

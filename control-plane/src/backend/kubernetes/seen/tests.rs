@@ -4,19 +4,24 @@ use std::{
 };
 
 use ambient_shared::retry::Policy;
+use ambient_testing::DEADLINE;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::{Value, json};
 
 use super::{facts::Reader, *};
-use crate::backend::{
-    RunEnd,
-    kubernetes::{
-        names::{
-            FIELD_MANAGER, GENERATION, SESSION_ID, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT,
+use crate::{
+    backend::{
+        RunEnd,
+        kubernetes::{
+            names::{
+                FIELD_MANAGER, GENERATION, SESSION_ID, SessionRef, TOKEN_EXPIRES_AT,
+                TOKEN_ISSUED_AT,
+            },
+            objects,
+            pod_state::AGENT,
         },
-        objects,
-        pod_state::AGENT,
     },
+    queue::Group,
 };
 
 const ID: &str = "01991f2e-0000-7000-8000-000000000001";
@@ -54,7 +59,7 @@ impl Scene {
     /// Sessions are of the project `team`, as far as the API server is concerned.
     fn new() -> Self {
         let told: Arc<StdMutex<Vec<SessionId>>> = Arc::default();
-        let repairs = WorkQueue::new(Policy::default());
+        let repairs = WorkQueue::new(Policy::default(), Arc::new(|_| Group::none()));
         let clock = Clock::manual(start());
         let observer: Observer = {
             let told = Arc::clone(&told);
@@ -88,6 +93,20 @@ impl Scene {
 
     fn took_told(&self) -> Vec<SessionId> {
         std::mem::take(&mut *self.told.lock().unwrap())
+    }
+
+    /// The session for which this is due; soon.
+    async fn due(&self, repair: Repair) -> SessionId {
+        let due = async {
+            loop {
+                let lease = self.repairs.next((), 1).await;
+                if lease.handler() == repair {
+                    return lease.key().clone();
+                }
+                lease.succeed();
+            }
+        };
+        tokio::time::timeout(DEADLINE, due).await.unwrap()
     }
 
     fn reader(&self) -> Reader {
@@ -314,8 +333,7 @@ async fn a_pod_that_only_does_not_show_any_more_is_looked_for() {
     scene.seen.deleted("team", Kind::Pod, &hidden);
 
     assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
-    let due = scene.repairs.next(&[Repair::Pod]).await;
-    assert_eq!(due.key(), &id(ID));
+    assert_eq!(scene.due(Repair::Pod).await, id(ID));
     scene.seen.gone("team", Kind::Pod, &session(ID).pod());
     assert_eq!(scene.end(), "PodDeleted");
 }
@@ -523,14 +541,12 @@ async fn what_is_damaged_of_a_run_is_to_be_repaired() {
         let account = scene.reader().account(&account(2));
         scene.seen.applied("team", Kind::Account, account);
         scene.apply_pod(3, edit);
-        let kinds = [repair];
-        let due = tokio::time::timeout(Duration::from_secs(5), scene.repairs.next(&kinds));
-        assert_eq!(due.await.unwrap().key(), &id(ID), "{repair:?}");
+        assert_eq!(scene.due(repair).await, id(ID), "{repair:?}");
     }
     // A run that is over needs nothing any more.
     let scene = Scene::listed();
     scene.apply_pod(3, |pod| pod["status"] = json!({"phase": "Failed"}));
     for repair in Repair::ALL {
-        assert_eq!(scene.repairs.len(repair), 0, "{repair:?}");
+        assert_eq!(scene.repairs.depth(repair), 0, "{repair:?}");
     }
 }
