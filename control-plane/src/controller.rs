@@ -32,8 +32,8 @@ use crate::{
     cluster::Fence,
     issuer::Issuer,
     keypair::Keyring,
-    metrics::{QUEUE_LENGTH, SESSIONS},
-    queue::WorkQueue,
+    metrics::{QUEUE_LENGTH, QUEUE_OLDEST, SESSIONS},
+    queue::{Work, WorkQueue},
     reconcile::{
         ReconcileError, Reconciler,
         desired::DesiredSettings,
@@ -186,7 +186,12 @@ impl Controller {
         tasks.spawn("workers that ask", asking.run(shutdown.clone()));
         tasks.spawn(
             "report",
-            report(cache.clone(), Arc::clone(&due), shutdown.clone()),
+            report(
+                cache.clone(),
+                Arc::clone(&due),
+                self.clock.clone(),
+                shutdown.clone(),
+            ),
         );
         let (api, clock) = (self.api.clone(), self.clock.clone());
         let feed = Feed::new(api, self.lister(), cache, due, self.settings.resync, clock);
@@ -328,14 +333,16 @@ impl fmt::Debug for Controller {
 }
 
 /// Reports how much there is of what, now and then.
-async fn report(cache: SessionCache, due: Arc<Due>, shutdown: CancellationToken) {
+async fn report(cache: SessionCache, due: Arc<Due>, clock: Clock, shutdown: CancellationToken) {
     loop {
+        for handler in Handler::ALL {
+            report_queue(&due.queue, handler, handler.as_str(), &clock);
+        }
+        if let Some(tokens) = &due.tokens {
+            report_queue(tokens, (), "refresh", &clock);
+        }
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         {
-            for handler in Handler::ALL {
-                gauge!(QUEUE_LENGTH, "handler" => handler.as_str())
-                    .set(due.queue.depth(handler) as f64);
-            }
             let sessions = cache.sessions();
             for phase in Phase::ALL {
                 let count = sessions.iter().filter(|it| it.phase == phase).count();
@@ -347,4 +354,18 @@ async fn report(cache: SessionCache, due: Arc<Due>, shutdown: CancellationToken)
             return;
         }
     }
+}
+
+fn report_queue<H: Work>(
+    queue: &WorkQueue<H, SessionId>,
+    handler: H,
+    name: &'static str,
+    clock: &Clock,
+) {
+    // A moment, so that a report which is stuck shows too.
+    let now = Duration::from_secs(clock.unix_seconds());
+    let oldest = now.saturating_sub(queue.oldest_due(handler).unwrap_or_default());
+    gauge!(QUEUE_OLDEST, "handler" => name).set(oldest.as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    gauge!(QUEUE_LENGTH, "handler" => name).set(queue.depth(handler) as f64);
 }

@@ -9,13 +9,15 @@
 pub const LEADER: &str = "ambient_control_plane_leader";
 /// Gauge: when this replica, as the leader, last renewed its Lease, in Unix seconds.
 pub const LEASE_RENEWED: &str = "ambient_control_plane_lease_renewed_timestamp_seconds";
-/// Counter, label `to` (`leader`, `follower`): times this replica began or ceased to lead.
+/// Counter, label `to` (`leader`, `standby`): times this replica began or ceased to lead.
 pub const LEADERSHIP_CHANGES: &str = "ambient_control_plane_leadership_changes_total";
 
 // Token endpoint.
 
 /// Counter, label `result`: answers to `GET /token`.
 pub const EXCHANGES: &str = "ambient_control_plane_token_exchanges_total";
+/// Histogram, label `result` (`ok`, `refused`): how long an answer to `GET /token` took, in seconds.
+pub const EXCHANGE_SECONDS: &str = "ambient_control_plane_token_exchange_duration_seconds";
 /// Counter, label `result` (`hit`, `miss`): ciphertexts found in the cache or not.
 pub const CIPHERTEXT_CACHE: &str = "ambient_control_plane_ciphertext_cache_total";
 /// Counter, label `result` (`ok`, `failed`, `overloaded`): decryptions asked for.
@@ -49,10 +51,26 @@ pub const TOKENS_ISSUED: &str = "ambient_control_plane_tokens_issued_total";
 /// Counter, label `result` (`ok`, `unreachable`, `refused`, `malformed`): requests to the identity
 /// provider.
 pub const OIDC_REQUESTS: &str = "ambient_control_plane_oidc_requests_total";
+/// Histogram, label `result`: how long the identity provider took for a request, in seconds.
+pub const OIDC_SECONDS: &str = "ambient_control_plane_oidc_request_duration_seconds";
 /// Gauge: when the identity provider last gave a token, in Unix seconds.
 pub const OIDC_LAST_SUCCESS: &str = "ambient_control_plane_oidc_last_success_timestamp_seconds";
 /// Gauge: when the identity provider's token expires, in Unix seconds.
 pub const OIDC_EXPIRY: &str = "ambient_control_plane_oidc_token_expiry_timestamp_seconds";
+
+// Keys.
+
+/// Gauge, label `key` (`keypair`, `session-root`, `signing-key`): when this replica last read them,
+/// in Unix seconds.
+pub const KEYS_READ: &str = "ambient_control_plane_keys_read_timestamp_seconds";
+/// Counter, labels `key` and `result` (`ok`, `failed`): times that they were read again.
+pub const KEY_READS: &str = "ambient_control_plane_key_reads_total";
+/// Gauge, labels `key` and `which` (`previous`, `next`): 1 while there is such a key beside the one
+/// in use, as during a rotation, else 0.
+pub const KEYS_HELD: &str = "ambient_control_plane_keys_held";
+/// Counter, labels `key` and `step` (`promoted`, `dropped`): steps of rotations that this replica
+/// took, as the leader.
+pub const ROTATION_STEPS: &str = "ambient_control_plane_key_rotation_steps_total";
 
 // Sessions, queue and worker.
 
@@ -64,12 +82,20 @@ pub const LAST_LIST: &str = "ambient_control_plane_last_list_timestamp_seconds";
 pub const LISTS: &str = "ambient_control_plane_lists_total";
 /// Counter, label `reason`: times the watch of sessions ended and was opened again.
 pub const WATCH_RECONNECTS: &str = "ambient_control_plane_watch_reconnects_total";
-/// Gauge, label `handler`: entries of the work queue, whether due, backing off or running.
+/// Gauge, label `handler` (`refresh`: tokens to be replaced): entries of the work queue, whether
+/// due, backing off or running.
 pub const QUEUE_LENGTH: &str = "ambient_control_plane_queue_length";
+/// Gauge, label `handler`: since when the oldest entry has been due and not begun, in Unix seconds;
+/// the moment of the report when none is.
+pub const QUEUE_OLDEST: &str = "ambient_control_plane_queue_oldest_due_timestamp_seconds";
 /// Counter, labels `handler` and `result`: runs of a handler.
 pub const HANDLER_RUNS: &str = "ambient_control_plane_handler_runs_total";
 /// Histogram, label `handler`: how long a run of a handler took, in seconds.
 pub const HANDLER_SECONDS: &str = "ambient_control_plane_handler_duration_seconds";
+
+/// Histogram: from a session's being seen to wait for a run until that was made (its pod was
+/// created, its process started), in seconds.
+pub const START_DELAY: &str = "ambient_control_plane_session_start_delay_seconds";
 
 // Refresh.
 
@@ -79,6 +105,10 @@ pub const LAST_REFRESH: &str = "ambient_control_plane_refresh_last_tick_timestam
 pub const REFRESHES: &str = "ambient_control_plane_refresh_writes_total";
 /// Gauge: token Secrets that were due at the last tick.
 pub const REFRESH_DUE: &str = "ambient_control_plane_refresh_due";
+/// Histogram: from a token's being found due until another was written in its place, in seconds.
+pub const REFRESH_LAG: &str = "ambient_control_plane_refresh_lag_seconds";
+/// Gauge: when the oldest of the tokens in Secrets of running sessions was issued, in Unix seconds.
+pub const OLDEST_ISSUE: &str = "ambient_control_plane_refresh_oldest_issue_timestamp_seconds";
 /// Gauge: the earliest expiry among the token Secrets of running sessions, in Unix seconds.
 pub const EARLIEST_EXPIRY: &str = "ambient_control_plane_refresh_earliest_expiry_timestamp_seconds";
 

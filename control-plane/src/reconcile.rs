@@ -7,14 +7,14 @@
 use std::{sync::Arc, time::Duration};
 
 use ambient_shared::{clock::Clock, exit, phase::Phase, session::SessionId};
-use metrics::counter;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use metrics::{counter, histogram};
+use tracing::{Instrument as _, debug, field::Empty, info, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials, RunStatus},
     issuer::{IssueError, Issuer, Subject},
     keypair::Keyring,
-    metrics::{HANDLER_RUNS, HANDLER_SECONDS},
+    metrics::{HANDLER_RUNS, HANDLER_SECONDS, START_DELAY},
     sessions::{Applied, Confirmed, Session, SessionCache, remote::Remote, remote::RemoteError},
 };
 
@@ -66,7 +66,13 @@ impl Reconciler {
     /// # Errors
     /// When it is to be tried again.
     pub(crate) async fn run(&self, handler: Handler, id: &SessionId) -> Result<(), ReconcileError> {
-        let span = info_span!("reconcile", session = %id.hash(), handler = handler.as_str());
+        let span = info_span!(
+            "reconcile",
+            session = %id.hash(),
+            handler = handler.as_str(),
+            result = Empty,
+            otel.status_code = Empty
+        );
         let started = tokio::time::Instant::now();
         let done = async {
             match handler {
@@ -77,10 +83,14 @@ impl Reconciler {
                 Handler::CleanUp => self.clean_up(id).await,
             }
         };
-        let done = done.instrument(span).await;
+        let done = done.instrument(span.clone()).await;
         let result = if done.is_ok() { "ok" } else { "failed" };
+        span.record("result", result);
+        if done.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
         counter!(HANDLER_RUNS, "handler" => handler.as_str(), "result" => result).increment(1);
-        metrics::histogram!(HANDLER_SECONDS, "handler" => handler.as_str())
+        histogram!(HANDLER_SECONDS, "handler" => handler.as_str())
             .record(started.elapsed().as_secs_f64());
         done
     }
@@ -129,6 +139,7 @@ impl Reconciler {
         };
         if session.phase != Phase::Creating {
             self.write(&session, &phase::creating()).await?;
+            info!(generation = run.generation, "session is being started");
         }
         // The answer may have said otherwise: stopped, or deleted.
         let Some(session) = self.waiting(id) else {
@@ -152,6 +163,9 @@ impl Reconciler {
                 session_key: self.keys.current().session_key(id),
             };
             self.backend.start(&run, &credentials).await?;
+            if let Some(since) = self.cache.waiting_since(id) {
+                histogram!(START_DELAY).record(since.elapsed());
+            }
             info!(generation = run.generation, "session started");
             Ok(())
         };
@@ -216,7 +230,8 @@ impl Reconciler {
                 }
             }
             match self.backend.stop(id).await {
-                Ok(()) | Err(BackendError::NotFound) => {}
+                Ok(()) => info!(phase = %session.phase, "session's run asked to end"),
+                Err(BackendError::NotFound) => {}
                 Err(error) => return Err(error.into()),
             }
         }

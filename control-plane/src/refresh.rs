@@ -18,16 +18,16 @@ use ambient_shared::{
     retry::Policy,
     session::SessionId,
 };
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info_span, warn};
+use tracing::{Instrument as _, debug, debug_span, field::Empty, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials},
     issuer::{IssueError, Issuer, Subject},
     keypair::Keyring,
-    metrics::{EARLIEST_EXPIRY, LAST_REFRESH, REFRESH_DUE, REFRESHES},
+    metrics::{EARLIEST_EXPIRY, LAST_REFRESH, OLDEST_ISSUE, REFRESH_DUE, REFRESH_LAG, REFRESHES},
     queue::WorkQueue,
     reconcile::due::Due,
     sessions::{
@@ -213,14 +213,26 @@ impl Refresh {
     /// # Errors
     /// When it is to be tried again.
     pub(crate) async fn replace(&self, id: &SessionId) -> Result<(), RefreshError> {
-        let replaced = self.try_replace(id).await;
+        let span = debug_span!(
+            "replace token",
+            session = %id.hash(),
+            result = Empty,
+            otel.status_code = Empty
+        );
+        let replaced = self.try_replace(id).instrument(span.clone()).await;
         let result = match &replaced {
             Ok(Settled::Written) => "written",
             Ok(Settled::Skipped) => "skipped",
             Err(_) => "failed",
         };
+        span.record("result", result);
+        if replaced.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
         counter!(REFRESHES, "result" => result).increment(1);
-        self.tick().settle(id, replaced.as_ref().ok().copied());
+        if let Some(lag) = self.tick().settle(id, replaced.as_ref().ok().copied()) {
+            histogram!(REFRESH_LAG).record(lag);
+        }
         replaced.map(|_| ())
     }
 
@@ -242,6 +254,7 @@ impl Refresh {
         if self.subject(id).as_ref() != Some(&subject) {
             return Ok(Settled::Skipped);
         }
+        let hash = token.hash();
         let credentials = Credentials {
             token,
             session_key: self.keys.current().session_key(id),
@@ -254,7 +267,11 @@ impl Refresh {
                 .mark(crate::reconcile::due::Handler::CleanUp, id);
         }
         match written {
-            Ok(()) => Ok(Settled::Written),
+            Ok(()) => {
+                // One line for each would be many: the tick's summary counts them.
+                debug!(session = %id.hash(), token = %hash, "token replaced");
+                Ok(Settled::Written)
+            }
             Err(_) if self.subject(id).is_none() => Ok(Settled::Skipped),
             Err(error) => Err(error.into()),
         }
@@ -273,11 +290,13 @@ impl Refresh {
     }
 
     fn complete(&self) {
-        let expiries = self.backend.sessions().into_iter();
-        let expiries = expiries.filter(|id| self.subject(id).is_some());
-        let earliest = expiries
-            .filter_map(|id| self.backend.token_times(&id)?.expires_at)
-            .min();
+        let running = self.backend.sessions().into_iter();
+        let running = running.filter(|id| self.subject(id).is_some());
+        let times: Vec<_> = running
+            .filter_map(|id| self.backend.token_times(&id))
+            .collect();
+        let earliest = times.iter().filter_map(|it| it.expires_at).min();
+        let oldest = times.iter().map(|it| it.issued_at).min();
         let due = self.tick().complete();
         #[expect(
             clippy::cast_precision_loss,
@@ -288,6 +307,9 @@ impl Refresh {
             gauge!(REFRESH_DUE).set(due as f64);
             if let Some(earliest) = earliest {
                 gauge!(EARLIEST_EXPIRY).set(unix_seconds(earliest) as f64);
+            }
+            if let Some(oldest) = oldest {
+                gauge!(OLDEST_ISSUE).set(unix_seconds(oldest) as f64);
             }
         }
     }

@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower::{BoxError, Service, ServiceExt as _, util::BoxCloneSyncService};
+use tracing::{Instrument as _, Span, debug_span, field::Empty};
 
 use super::{fence::Fence, token::TokenFile};
 use crate::metrics::{KUBERNETES_REQUESTS, KUBERNETES_SECONDS};
@@ -159,14 +160,20 @@ impl Manners {
             return Err(NoAnswer::Fenced.into());
         }
         let counted = Counted::new(verb);
+        let span = counted.span.clone();
+        let answer = self.sent(verb, request).instrument(span).await?;
+        counted.answered(answer.status());
+        drop(place);
+        Ok(answer)
+    }
+
+    async fn sent(&self, verb: Verb, request: Request<Full<Bytes>>) -> Result<Answer, BoxError> {
         let (head, body) = self.transport.clone().oneshot(request).await?.into_parts();
         let body = if matches!(verb, Verb::Watch) && head.status.is_success() {
             Either::Left(body)
         } else {
             Either::Right(Full::new(whole(body).await?))
         };
-        counted.answered(head.status);
-        drop(place);
         Ok(Response::from_parts(head, body))
     }
 }
@@ -273,6 +280,7 @@ impl Verb {
 /// deadline.
 struct Counted {
     verb: Verb,
+    span: Span,
     began: Instant,
     status: Option<StatusCode>,
 }
@@ -281,6 +289,14 @@ impl Counted {
     fn new(verb: Verb) -> Self {
         Self {
             verb,
+            // Without its path, which has names in it.
+            span: debug_span!(
+                "Kubernetes call",
+                otel.kind = "client",
+                verb = verb.name(),
+                code = Empty,
+                otel.status_code = Empty
+            ),
             began: Instant::now(),
             status: None,
         }
@@ -297,6 +313,10 @@ impl Drop for Counted {
             .status
             .map_or_else(|| "none".to_owned(), |status| status.as_str().to_owned());
         let verb = self.verb.name();
+        self.span.record("code", &code);
+        if !self.status.is_some_and(|status| status.is_success()) {
+            self.span.record("otel.status_code", "ERROR");
+        }
         counter!(KUBERNETES_REQUESTS, "verb" => verb, "code" => code).increment(1);
         histogram!(KUBERNETES_SECONDS, "verb" => verb).record(self.began.elapsed().as_secs_f64());
     }

@@ -1,6 +1,10 @@
 //! One exchange: headers in, a token or the reason why not out.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambient_shared::{
     clock::Clock,
@@ -9,20 +13,24 @@ use ambient_shared::{
     session::{SessionHash, SessionId},
     token::Token,
 };
-use http::{HeaderMap, header};
-use metrics::counter;
-use tracing::{debug, field::display, info, warn};
+use http::{HeaderMap, HeaderValue, header};
+use metrics::{counter, histogram};
+use tracing::{
+    Instrument as _, debug, debug_span,
+    field::{Empty, display},
+    info, warn,
+};
 
 use super::{
     EndpointSettings, Parts, Standing, StandingOf,
     answer::{self, Refusal, Response},
-    decrypt::{Ciphertext, Decryptor, OpenError},
+    decrypt::{Ciphertext, Decryptor, Known, OpenError, ParseError},
     limits::Limits,
 };
 use crate::{
     issuer::{Issuer, Subject},
-    keypair::Keyring,
-    metrics::EXCHANGES,
+    keypair::{Keyring, Keys},
+    metrics::{EXCHANGE_SECONDS, EXCHANGES},
 };
 
 /// Exchanges ciphertexts for tokens.
@@ -43,7 +51,43 @@ struct Granted {
     is_news: bool,
 }
 
-/// Who asked, as far as is known.
+/// What a request says of who sent it.
+struct Asked<'a> {
+    source: IpAddr,
+    bearer: &'a str,
+    proof: Option<&'a HeaderValue>,
+}
+
+/// Who asked, by a ciphertext that opens and a proof of its session's key.
+struct Identified {
+    caller: Caller,
+    ciphertext: Ciphertext,
+    known: Option<Arc<Known>>,
+}
+
+/// Why it is not known who asks.
+enum NotIdentified {
+    /// Whatever the keys.
+    Refused(Refusal),
+    /// It fits none of these keys; it may fit newer ones.
+    Misfit(Refusal),
+}
+
+impl NotIdentified {
+    fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) | Self::Misfit(refusal) => refusal,
+        }
+    }
+}
+
+impl From<Refusal> for NotIdentified {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Whom a token is for, as far as is known.
 struct Caller {
     id: SessionId,
     proven: bool,
@@ -52,7 +96,7 @@ struct Caller {
 impl Exchange {
     pub(super) fn new(settings: &EndpointSettings, parts: Parts) -> Self {
         Self {
-            decryptor: Decryptor::new(parts.keys.clone()),
+            decryptor: Decryptor::new(),
             keys: parts.keys,
             limits: settings.rate_limits.then(Limits::default),
             allow_unproven: settings.allow_unproven,
@@ -64,20 +108,37 @@ impl Exchange {
 
     /// Answers a request from this address.
     pub(super) async fn answer(&self, source: IpAddr, headers: &HeaderMap) -> Response {
+        let began = Instant::now();
+        let span = debug_span!(
+            "token exchange",
+            otel.kind = "server",
+            result = Empty,
+            session = Empty
+        );
         let mut audit = Audit {
             source,
             session: None,
         };
-        let decided = match self.decide(source, headers, &mut audit).await {
-            Err(refusal) if refusal.before_authentication() => {
-                Err(self.charge_source(source, refusal).await)
+        let deciding = async {
+            match self.decide(source, headers, &mut audit).await {
+                Err(refusal) if refusal.before_authentication() => {
+                    Err(self.charge_source(source, refusal).await)
+                }
+                decided => decided,
             }
-            decided => decided,
         };
+        let decided = deciding.instrument(span.clone()).await;
         let result = decided
             .as_ref()
             .map_or_else(|refusal| refusal.label(), |_| "ok");
         counter!(EXCHANGES, "result" => result).increment(1);
+        let kind = if decided.is_ok() { "ok" } else { "refused" };
+        histogram!(EXCHANGE_SECONDS, "result" => kind).record(began.elapsed());
+        span.record("result", result);
+        if let Some(session) = audit.session {
+            span.record("session", display(session));
+        }
+        let _entered = span.enter();
         match decided {
             Ok(granted) => {
                 audit.granted(&granted);
@@ -96,16 +157,25 @@ impl Exchange {
         headers: &HeaderMap,
         audit: &mut Audit,
     ) -> Result<Granted, Refusal> {
-        let bearer = bearer_of(headers)?;
-        let ciphertext = self.decryptor.parse(bearer).ok_or(Refusal::NotBase64)?;
-        let known = self.decryptor.known(&ciphertext).await;
-        let id = match &known {
-            Some(known) => known.id.clone(),
-            None => self.open(source, &ciphertext).await?,
+        let asked = Asked {
+            source,
+            bearer: bearer_of(headers)?,
+            proof: headers.get(proof::HEADER),
         };
-        audit.session = Some(id.hash());
-
-        let caller = self.prove(id, bearer, headers).await?;
+        let mut keys = self.keys.current();
+        let mut identified = self.identify(&keys, &asked, audit).await;
+        // A rotation may have come this far, but not to this replica.
+        if matches!(identified, Err(NotIdentified::Misfit(_)))
+            && let Some(newer) = self.keys.newer_than(&keys).await
+        {
+            keys = newer;
+            identified = self.identify(&keys, &asked, audit).await;
+        }
+        let Identified {
+            caller,
+            ciphertext,
+            known,
+        } = identified.map_err(NotIdentified::into_refusal)?;
         let generation = self.generation(&caller).await?;
         let subject = Subject {
             session: caller.id,
@@ -122,46 +192,77 @@ impl Exchange {
         Ok(Granted { token, is_news })
     }
 
+    /// Who asks, as these keys tell.
+    async fn identify(
+        &self,
+        keys: &Arc<Keys>,
+        asked: &Asked<'_>,
+        audit: &mut Audit,
+    ) -> Result<Identified, NotIdentified> {
+        let ciphertext =
+            Decryptor::parse(keys, asked.bearer).map_err(|error| match error {
+                ParseError::Malformed => Refusal::NotBase64.into(),
+                ParseError::OtherKey => NotIdentified::Misfit(Refusal::NotBase64),
+            })?;
+        let known = self.decryptor.known(&ciphertext).await;
+        let id = match &known {
+            Some(known) => known.id.clone(),
+            None => self.open(asked.source, &ciphertext).await?,
+        };
+        audit.session = Some(id.hash());
+        let caller = self.prove(keys, id, asked).await?;
+        Ok(Identified {
+            caller,
+            ciphertext,
+            known,
+        })
+    }
+
     /// Decrypts an unknown ciphertext, unless its source has failed too often.
-    async fn open(&self, source: IpAddr, ciphertext: &Ciphertext) -> Result<SessionId, Refusal> {
+    async fn open(
+        &self,
+        source: IpAddr,
+        ciphertext: &Ciphertext,
+    ) -> Result<SessionId, NotIdentified> {
         if let Some(limits) = &self.limits
             && let Err(wait) = limits.admit(source).await
         {
-            return Err(Refusal::SourceLimited(wait));
+            return Err(Refusal::SourceLimited(wait).into());
         }
         let plaintext = self
             .decryptor
             .open(ciphertext)
             .await
             .map_err(|error| match error {
-                OpenError::Overloaded => Refusal::Overloaded,
-                OpenError::Undecryptable => Refusal::Undecryptable,
+                OpenError::Overloaded => Refusal::Overloaded.into(),
+                OpenError::Undecryptable => NotIdentified::Misfit(Refusal::Undecryptable),
             })?;
         std::str::from_utf8(&plaintext)
             .ok()
             .and_then(|id| SessionId::parse(id).ok())
-            .ok_or(Refusal::Unproven)
+            .ok_or_else(|| Refusal::Unproven.into())
     }
 
     /// Checks the proof, and charges who holds the session's key for the request.
     async fn prove(
         &self,
+        keys: &Keys,
         id: SessionId,
-        bearer: &str,
-        headers: &HeaderMap,
-    ) -> Result<Caller, Refusal> {
+        asked: &Asked<'_>,
+    ) -> Result<Caller, NotIdentified> {
         let now = self.clock.now();
-        let proven = match headers.get(proof::HEADER) {
+        let proven = match asked.proof {
             None if self.allow_unproven => Ok(false),
-            None => return Err(Refusal::Unproven),
+            None => return Err(Refusal::Unproven.into()),
             Some(proof) => {
                 // What is no text is no proof either, and is refused by the same steps.
                 let proof = proof.to_str().unwrap_or_default();
-                match self.keys.current().verify(&id, proof, bearer, now) {
+                match keys.verify(&id, proof, asked.bearer, now) {
                     Ok(()) => Ok(true),
                     Err(ProofError::Stale) => Err(Refusal::StaleProof(now)),
-                    Err(ProofError::Malformed | ProofError::Wrong) => {
-                        return Err(Refusal::Unproven);
+                    Err(ProofError::Malformed) => return Err(Refusal::Unproven.into()),
+                    Err(ProofError::Wrong) => {
+                        return Err(NotIdentified::Misfit(Refusal::Unproven));
                     }
                 }
             }
@@ -169,9 +270,10 @@ impl Exchange {
         if let Some(limits) = &self.limits
             && let Err(wait) = limits.charge_session(&id).await
         {
-            return Err(Refusal::SessionLimited(wait));
+            return Err(Refusal::SessionLimited(wait).into());
         }
-        proven.map(|proven| Caller { id, proven })
+        let proven = proven?;
+        Ok(Caller { id, proven })
     }
 
     async fn generation(&self, caller: &Caller) -> Result<u32, Refusal> {

@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use metrics::counter;
 use moka::future::Cache;
 use serde::Serialize;
+use tracing::{Instrument as _, debug_span};
 
 use super::{IssueError, Issuer, Subject};
 use crate::{keypair::Keyring, metrics::TOKENS_ISSUED};
@@ -123,7 +124,8 @@ impl Issuer for MintedIssuer {
         subject: &'a Subject,
         min_life: Duration,
     ) -> BoxFuture<'a, Result<Token, IssueError>> {
-        Box::pin(async move {
+        let span = debug_span!("issue token", issuer = "minted");
+        let issued = async move {
             let key = (subject.session.clone(), subject.generation);
             let now = self.clock.unix_seconds();
             if let Some(minted) = self.young.get(&key).await
@@ -134,7 +136,8 @@ impl Issuer for MintedIssuer {
             let minted = self.mint(subject, now)?;
             self.young.insert(key, minted.clone()).await;
             Ok(minted.token)
-        })
+        };
+        Box::pin(issued.instrument(span))
     }
 
     fn life(&self) -> Option<Duration> {

@@ -17,19 +17,19 @@ use ambient_shared::{
     token::{ASSUMED_LIFE, Token},
 };
 use futures_util::future::BoxFuture;
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use secrecy::SecretString;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, debug_span, field::Empty, info, warn};
 use url::Url;
 
 use self::provider::{Failure, Provider};
 use super::{IssueError, Issuer, Subject};
-use crate::metrics::{OIDC_EXPIRY, OIDC_LAST_SUCCESS, OIDC_REQUESTS, TOKENS_ISSUED};
+use crate::metrics::{OIDC_EXPIRY, OIDC_LAST_SUCCESS, OIDC_REQUESTS, OIDC_SECONDS, TOKENS_ISSUED};
 
 mod provider;
 
@@ -142,11 +142,9 @@ impl OidcIssuer {
         loop {
             self.state.send_modify(|state| state.asking = true);
             let asked_at = self.clock.now();
-            let answer = timeout(REQUEST_LIMIT, self.provider.ask(asked_at));
-            let Some(answer) = shutdown.run_until_cancelled(answer).await else {
+            let Some(answer) = shutdown.run_until_cancelled(self.ask(asked_at)).await else {
                 return;
             };
-            let answer = answer.unwrap_or_else(|_| Err(Failure::slow(REQUEST_LIMIT)));
             let failed = answer.is_err();
             let pause = self.settle(answer, asked_at, &mut backoff);
             tokio::select! {
@@ -156,6 +154,27 @@ impl OidcIssuer {
                 _ = state.wait_for(|state| state.wanted > state.ended), if !failed => {}
             }
         }
+    }
+
+    /// One request, timed.
+    async fn ask(&self, asked_at: SystemTime) -> Result<Token, Failure> {
+        let span = debug_span!(
+            "identity provider",
+            otel.kind = "client",
+            result = Empty,
+            otel.status_code = Empty
+        );
+        let began = Instant::now();
+        let answer = timeout(REQUEST_LIMIT, self.provider.ask(asked_at));
+        let answer = answer.instrument(span.clone()).await;
+        let answer = answer.unwrap_or_else(|_| Err(Failure::slow(REQUEST_LIMIT)));
+        let result = answer.as_ref().map_or_else(Failure::label, |_| "ok");
+        histogram!(OIDC_SECONDS, "result" => result).record(began.elapsed());
+        span.record("result", result);
+        if answer.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
+        answer
     }
 
     /// Publishes an answer; gives the wait before the next request.
@@ -293,7 +312,8 @@ impl Issuer for OidcIssuer {
         _subject: &'a Subject,
         min_life: Duration,
     ) -> BoxFuture<'a, Result<Token, IssueError>> {
-        Box::pin(self.token_with(min_life))
+        let span = debug_span!("issue token", issuer = "oidc");
+        Box::pin(self.token_with(min_life).instrument(span))
     }
 
     fn life(&self) -> Option<Duration> {

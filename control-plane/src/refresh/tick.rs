@@ -1,8 +1,12 @@
 //! The account of one tick: what was due, and what became of it.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use ambient_shared::session::SessionId;
+use tokio::time::Instant;
 use tracing::info;
 
 /// What one tick has done so far.
@@ -10,6 +14,8 @@ use tracing::info;
 pub(crate) struct Tick {
     /// Due and not settled yet.
     open: HashSet<SessionId>,
+    /// Since when those have been due that no tick has seen settled yet.
+    due_since: HashMap<SessionId, Instant>,
     /// Nothing is added any more.
     complete: bool,
     running: usize,
@@ -33,7 +39,10 @@ impl Tick {
         if !self.open.is_empty() {
             self.summarise();
         }
-        *self = Self::default();
+        *self = Self {
+            due_since: std::mem::take(&mut self.due_since),
+            ..Self::default()
+        };
     }
 
     /// A session runs, and its token may be due.
@@ -42,6 +51,8 @@ impl Tick {
         if due {
             self.due += 1;
             self.open.insert(id.clone());
+            let now = Instant::now();
+            self.due_since.entry(id.clone()).or_insert(now);
         }
     }
 
@@ -52,21 +63,25 @@ impl Tick {
         self.due
     }
 
-    /// A token was settled, or (none) a try failed.
-    pub(super) fn settle(&mut self, id: &SessionId, settled: Option<Settled>) {
+    /// A token was settled, or (none) a try failed. Gives for how long one that was written had
+    /// been due.
+    pub(super) fn settle(&mut self, id: &SessionId, settled: Option<Settled>) -> Option<Duration> {
         let Some(settled) = settled else {
             self.failures += 1;
-            return;
+            return None;
         };
+        let due_since = self.due_since.remove(id);
         // Others were marked by somebody else than this tick.
-        if !self.open.remove(id) {
-            return;
+        if self.open.remove(id) {
+            match settled {
+                Settled::Written => self.written += 1,
+                Settled::Skipped => self.skipped += 1,
+            }
+            self.summarise_if_done();
         }
-        match settled {
-            Settled::Written => self.written += 1,
-            Settled::Skipped => self.skipped += 1,
-        }
-        self.summarise_if_done();
+        due_since
+            .filter(|_| matches!(settled, Settled::Written))
+            .map(|since| since.elapsed())
     }
 
     fn summarise_if_done(&self) {

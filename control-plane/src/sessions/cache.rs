@@ -10,8 +10,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use ambient_shared::session::SessionId;
-use tokio::sync::watch;
+use ambient_shared::{phase::Phase, session::SessionId};
+use tokio::{sync::watch, time::Instant};
 
 use super::Session;
 
@@ -36,6 +36,8 @@ struct State {
 struct Entry {
     /// When it last changed.
     revision: Revision,
+    /// Since when it has been seen to wait for a run; none when it does not.
+    waiting_since: Option<Instant>,
     what: What,
 }
 
@@ -94,6 +96,11 @@ impl SessionCache {
             What::Live(session) => Some(Arc::clone(session)),
             What::Tombstone { .. } => None,
         }
+    }
+
+    /// Since when this control plane has seen the session wait for a run.
+    pub(crate) fn waiting_since(&self, id: &SessionId) -> Option<Instant> {
+        self.read().entries.get(id)?.waiting_since
     }
 
     /// The project of a session, also of one that was deleted.
@@ -281,8 +288,19 @@ impl Default for SessionCache {
 impl State {
     fn set(&mut self, id: SessionId, what: What) {
         self.revision += 1;
-        let revision = Revision(self.revision);
-        self.entries.insert(id, Entry { revision, what });
+        let waiting_since = waiting(&what).map(|generation| {
+            let before = self.entries.get(&id);
+            let before = before.filter(|entry| waiting(&entry.what) == Some(generation));
+            before
+                .and_then(|entry| entry.waiting_since)
+                .unwrap_or_else(Instant::now)
+        });
+        let entry = Entry {
+            revision: Revision(self.revision),
+            waiting_since,
+            what,
+        };
+        self.entries.insert(id, entry);
     }
 
     fn project(&self, id: &SessionId) -> Option<Arc<str>> {
@@ -337,6 +355,16 @@ impl State {
         }
         self.set(session.id.clone(), What::Live(Arc::new(session)));
         Applied::Changed
+    }
+}
+
+/// The generation of a session that waits for a run.
+fn waiting(what: &What) -> Option<u32> {
+    match what {
+        What::Live(session) if matches!(session.phase, Phase::Pending | Phase::Creating) => {
+            Some(session.generation)
+        }
+        What::Live(_) | What::Tombstone { .. } => None,
     }
 }
 

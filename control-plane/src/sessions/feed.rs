@@ -29,7 +29,7 @@ use metrics::counter;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Applied, Session, SessionCache, list::Lister, remote::call};
 use crate::{metrics::WATCH_RECONNECTS, reconcile::due::Due};
@@ -257,6 +257,7 @@ impl Feed {
     /// Takes an event and gives the session that it is about.
     fn take_event(&self, event: SessionWatchEvent) -> Option<SessionId> {
         let deleted = event.r#type() == EventType::Deleted;
+        let created = event.r#type() == EventType::Created;
         let named = event.session.as_ref().and_then(|it| it.metadata.as_ref());
         let named = named.map(|metadata| metadata.id.clone());
         let id = if event.resource_id.is_empty() {
@@ -268,7 +269,11 @@ impl Feed {
             Some(object) if !deleted => {
                 let session = self.usable(object)?;
                 let id = session.id.clone();
+                let phase = session.phase;
                 let applied = self.cache.apply_event(session);
+                if created && applied == Applied::Changed {
+                    info!(session = %id.hash(), %phase, "session created");
+                }
                 self.mark(&id, applied);
                 Some(id)
             }
@@ -283,6 +288,7 @@ impl Feed {
                 if !deleted {
                     self.due.doubt(&id);
                 } else if self.cache.delete(&id) {
+                    info!(session = %id.hash(), "session deleted");
                     self.deletions.fetch_add(1, Ordering::Relaxed);
                     self.due.touch(&id);
                 }

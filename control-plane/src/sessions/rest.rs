@@ -3,14 +3,17 @@
 use std::{fmt, time::Duration};
 
 use ambient_shared::{
+    api::Call,
     proto,
     rest::{BASE, List, Session},
     retry::{Retry, Retryable},
+    telemetry::tell,
     token::Token,
 };
 use futures_util::TryStreamExt as _;
 use reqwest::{StatusCode, header};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::list::{Page, Query};
@@ -122,15 +125,19 @@ impl RestClient {
             url: self.sessions.clone(),
             source: source.without_url(),
         };
-        let response = self
+        let call = Call::begin("GET /sessions");
+        let mut request = self
             .http
             .get(url)
             .timeout(PAGE_LIMIT)
             .header(header::AUTHORIZATION, authorization)
             .header(header::ACCEPT, "application/json")
-            .send()
-            .await
+            .build()
             .map_err(unreachable)?;
+        tell(call.span(), request.headers_mut());
+        let sent = self.http.execute(request).instrument(call.span().clone());
+        let response = sent.await.map_err(unreachable)?;
+        call.answered(response.status().as_str().to_owned());
         match response.status() {
             StatusCode::OK => {}
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {

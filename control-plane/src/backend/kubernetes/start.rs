@@ -17,6 +17,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
 };
+use tracing::info;
 
 use super::{
     Inner,
@@ -246,6 +247,9 @@ impl Inner {
         let sighting = self.reader(&session.namespace).pod(&made);
         self.seen.wrote(&session.namespace, Kind::Pod, sighting);
         let generation = run.generation;
+        // Its name has the session's id in it.
+        let (session_hash, namespace) = (session.id.hash(), &session.namespace);
+        info!(session = %session_hash, %namespace, pod_uid = %uid, "pod created");
         self.teller
             .tell(session, &uid, News::Started { generation });
         Ok(())
