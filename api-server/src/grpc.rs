@@ -1,5 +1,6 @@
 //! gRPC (contract section 4): the services, health and reflection.
 
+mod calls;
 mod messages;
 mod project_settings;
 mod projects;
@@ -24,7 +25,10 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use self::{project_settings::ProjectSettingsGrpc, projects::ProjectsGrpc, sessions::SessionsGrpc};
+use self::{
+    calls::CountCalls, project_settings::ProjectSettingsGrpc, projects::ProjectsGrpc,
+    sessions::SessionsGrpc,
+};
 use crate::{
     App,
     auth::access::Caller,
@@ -84,6 +88,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_LIMIT))
         .max_concurrent_streams(MAX_STREAMS)
+        .layer(CountCalls)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{Gauge, counter, gauge, histogram};
+use metrics::{Gauge, SharedString, counter, gauge, histogram};
 
 const REQUESTS: &str = "ambient_api_server_requests_total";
+const REQUEST_SECONDS: &str = "ambient_api_server_request_duration_seconds";
 const CHANGES: &str = "ambient_api_server_changes_committed_total";
 const COMMITS: &str = "ambient_api_server_commits_total";
 const COMMIT_SECONDS: &str = "ambient_api_server_commit_duration_seconds";
@@ -85,14 +86,20 @@ pub(crate) fn sign_in_refused() {
     counter!(REFUSED).increment(1);
 }
 
-/// A REST call was answered.
-pub(crate) fn answered(status: http::StatusCode) {
-    let class = match status.as_u16() {
+/// A call was answered; of a stream, its beginning was. `status` is a gRPC code, or the class of a
+/// status of REST.
+pub(crate) fn answered(face: &'static str, status: impl Into<SharedString>, took: Duration) {
+    counter!(REQUESTS, "face" => face, "status" => status.into()).increment(1);
+    histogram!(REQUEST_SECONDS, "face" => face).record(took);
+}
+
+/// The class of a status of REST.
+pub(crate) fn class(status: http::StatusCode) -> &'static str {
+    match status.as_u16() {
         100..200 => "1xx",
         200..300 => "2xx",
         300..400 => "3xx",
         400..500 => "4xx",
         _ => "5xx",
-    };
-    counter!(REQUESTS, "face" => "rest", "status" => class).increment(1);
+    }
 }

@@ -10,9 +10,12 @@ mod projects;
 mod query;
 mod sessions;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
-use ambient_shared::rest::{BASE, ErrorBody, List, SESSION_TOKENS_HEADER};
+use ambient_shared::{
+    rest::{BASE, ErrorBody, List, SESSION_TOKENS_HEADER},
+    telemetry,
+};
 use axum::{
     Router,
     body::Body,
@@ -26,7 +29,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument as _, debug, debug_span, field::Empty};
 use uuid::Uuid;
 
 use crate::{
@@ -128,8 +131,18 @@ async fn answer(request: Request, next: Next) -> Response {
     let is_http1 = request.version() < Version::HTTP_2;
     // The template, not the path, which has session ids in it.
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = next.run(request).await;
+    let began = Instant::now();
+    let span = debug_span!(
+        "REST call",
+        otel.kind = "server",
+        method = method.as_str(),
+        path = path.as_ref().map(MatchedPath::as_str),
+        status = Empty
+    );
+    telemetry::follow(&span, request.headers());
+    let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
+    span.record("status", status.as_u16());
     if status.is_client_error() || status.is_server_error() {
         let error = response.extensions_mut().remove::<Arc<Error>>();
         let reason = match &error {
@@ -149,7 +162,7 @@ async fn answer(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::CONNECTION, close);
         }
     }
-    metrics::answered(status);
+    metrics::answered("rest", metrics::class(status), began.elapsed());
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     debug!(operation_id, %method, path, status = status.as_u16(), "answered");
     let headers = response.headers_mut();
