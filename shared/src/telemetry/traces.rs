@@ -5,12 +5,9 @@
 //! there is neither. What is wrong with a collector or its settings is said in the log, and never
 //! stops the program: others set these variables for all pods of a cluster.
 
-use std::time::Duration;
-
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider, trace::SpanExporter as _};
-use tokio_util::sync::CancellationToken;
 use tracing::{Level, Metadata, info, level_filters::LevelFilter, warn};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::{
@@ -23,7 +20,6 @@ use crate::{
     clock::Clock,
     exit,
     resolve::Resolver,
-    tasks::Tasks,
 };
 
 mod collector;
@@ -38,9 +34,6 @@ use export::{Export, Queue};
 pub use export::{LAST_EXPORT, SPANS};
 use lines::WithTraceId;
 use settings::{OtlpFault, OtlpSettings};
-
-/// How long the last spans may take to be exported when the program ends.
-const FLUSH: Duration = Duration::from_secs(3);
 
 /// How every target of ours begins; other crates' spans are not exported.
 const OURS: &str = "ambient_";
@@ -69,16 +62,10 @@ impl Traces {
     /// Runs the program, and exports its spans until it has ended; then what is left, for some
     /// seconds at most.
     pub async fn during<T>(self, program: impl Future<Output = T>) -> T {
-        let Some(export) = self.0 else {
-            return program.await;
-        };
-        let mut tasks = Tasks::new(CancellationToken::new());
-        tasks.spawn("export of traces", export.run(tasks.shutdown().clone()));
-        let ended = program.await;
-        tasks.shutdown().cancel();
-        // Says itself what it could not export.
-        let _ = tasks.drain(FLUSH).await;
-        ended
+        match self.0 {
+            Some(export) => export::during(export, program).await,
+            None => program.await,
+        }
     }
 }
 
@@ -173,7 +160,8 @@ fn set_up(program: &'static str, settings: OtlpSettings) -> Result<Parts, NoTrac
         .with_resource(resource)
         .with_span_processor(queue)
         .build();
-    let export = Export::new(exporter, spans, settings.deadline, Clock::system());
+    let (deadline, delay) = (settings.deadline, settings.delay);
+    let export = Export::new(exporter, spans, deadline, delay, Clock::system());
     Ok((provider, export, settings.endpoint))
 }
 

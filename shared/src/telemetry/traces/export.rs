@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::clock::Clock;
+use crate::{clock::Clock, tasks::Tasks};
 
 /// Counter, label `result` (`exported`, `failed`, `dropped`): spans that ended.
 pub const SPANS: &str = "ambient_trace_spans_total";
@@ -31,8 +31,8 @@ const QUEUE: usize = 2048;
 /// Most spans in one export, by the same.
 const BATCH: usize = 512;
 
-/// How long a span may wait until others fill the batch, by the same.
-const DELAY: Duration = Duration::from_secs(5);
+/// How long the last spans may take to be exported when the program ends.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// Takes ended spans. Never waits.
 #[derive(Debug)]
@@ -70,6 +70,8 @@ pub(super) struct Export<E> {
     batch: Vec<SpanData>,
     /// Longest time of one export.
     deadline: Duration,
+    /// How long a span may wait until others fill the batch.
+    delay: Duration,
     /// Spans lost since exports began to fail; none while they do not.
     lost: Option<usize>,
     clock: Clock,
@@ -80,6 +82,7 @@ impl<E: SpanExporter> Export<E> {
         exporter: E,
         spans: mpsc::Receiver<SpanData>,
         deadline: Duration,
+        delay: Duration,
         clock: Clock,
     ) -> Self {
         Self {
@@ -87,6 +90,7 @@ impl<E: SpanExporter> Export<E> {
             spans,
             batch: Vec::new(),
             deadline,
+            delay,
             lost: None,
             clock,
         }
@@ -113,7 +117,7 @@ impl<E: SpanExporter> Export<E> {
             // Nobody ends spans any more.
             return std::future::pending().await;
         }
-        let delay = sleep(DELAY);
+        let delay = sleep(self.delay);
         tokio::pin!(delay);
         while self.batch.len() < BATCH {
             let room = BATCH - self.batch.len();
@@ -163,6 +167,20 @@ impl<E: SpanExporter> Export<E> {
         }
         *self.lost.get_or_insert(0) += count;
     }
+}
+
+/// Runs the program, and exports its spans until it has ended; then what is left.
+pub(super) async fn during<E, T>(export: Export<E>, program: impl Future<Output = T>) -> T
+where
+    E: SpanExporter + 'static,
+{
+    let mut tasks = Tasks::new(CancellationToken::new());
+    tasks.spawn("export of traces", export.run(tasks.shutdown().clone()));
+    let ended = program.await;
+    tasks.shutdown().cancel();
+    // Says itself what did not end in time.
+    let _ = tasks.drain(FLUSH).await;
+    ended
 }
 
 #[cfg(test)]

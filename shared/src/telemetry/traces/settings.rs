@@ -10,6 +10,9 @@ use url::Url;
 /// Longest export when no variable says otherwise, as the specification has it.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// Longest wait of a span for others when no variable says otherwise, by the same.
+const DELAY: Duration = Duration::from_secs(5);
+
 /// Where traces go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OtlpSettings {
@@ -17,6 +20,8 @@ pub(super) struct OtlpSettings {
     pub(super) endpoint: Url,
     /// Longest time of one export.
     pub(super) deadline: Duration,
+    /// How long a span may wait until others fill its batch.
+    pub(super) delay: Duration,
     /// More CA certificates to trust.
     pub(super) ca: Option<PathBuf>,
 }
@@ -72,19 +77,23 @@ impl OtlpSettings {
                 "is not http/protobuf, which alone is spoken here",
             ));
         }
-        let deadline = match of_traces("TIMEOUT") {
-            None => DEADLINE,
-            Some((name, text)) => match text.trim().parse() {
-                Ok(milliseconds @ 1..) => Duration::from_millis(milliseconds),
-                _ => return Err(fault(name, "is not a number of milliseconds")),
-            },
-        };
+        let deadline = of_traces("TIMEOUT").map(milliseconds).transpose()?;
+        let delay = "OTEL_BSP_SCHEDULE_DELAY";
+        let delay = variable(delay).map(|value| milliseconds((delay.to_owned(), value)));
         check_sampler(&variable)?;
         Ok(Some(Self {
             endpoint,
-            deadline,
+            deadline: deadline.unwrap_or(DEADLINE),
+            delay: delay.transpose()?.unwrap_or(DELAY),
             ca: of_traces("CERTIFICATE").map(|(_, path)| path.into()),
         }))
+    }
+}
+
+fn milliseconds((name, text): (String, String)) -> Result<Duration, OtlpFault> {
+    match text.trim().parse() {
+        Ok(milliseconds @ 1..) => Ok(Duration::from_millis(milliseconds)),
+        _ => Err(fault(name, "is not a number of milliseconds")),
     }
 }
 
@@ -160,7 +169,7 @@ mod tests {
             Ok(None)
         );
         let settings = read(&[ENDPOINT]).unwrap().unwrap();
-        assert_eq!(settings.deadline, DEADLINE);
+        assert_eq!((settings.deadline, settings.delay), (DEADLINE, DELAY));
         assert_eq!(settings.ca, None);
     }
 
@@ -193,6 +202,7 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc-x"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10-x"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "5-x"),
             ("OTEL_TRACES_EXPORTER", "zipkin-x"),
             ("OTEL_TRACES_SAMPLER", "jaeger-x"),
         ] {

@@ -68,10 +68,12 @@ fn span() -> SpanData {
     }
 }
 
+const DELAY: Duration = Duration::from_secs(5);
+
 fn export(exporter: &Taking) -> (Queue, Export<Taking>) {
     let (queue, spans) = Queue::bounded();
     let deadline = Duration::from_secs(10);
-    let export = Export::new(exporter.clone(), spans, deadline, Clock::system());
+    let export = Export::new(exporter.clone(), spans, deadline, DELAY, Clock::system());
     (queue, export)
 }
 
@@ -136,6 +138,20 @@ async fn a_span_alone_does_not_wait_for_a_whole_batch() {
     assert_eq!(exporter.taken(), 0);
     sleep(Duration::from_millis(2)).await;
     assert_eq!(exporter.taken(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_hangs_holds_up_no_end() {
+    let exporter = Taking::after(Duration::from_secs(3600));
+    let (queue, export) = export(&exporter);
+    let began = Instant::now();
+    let ended = during(export, async {
+        queue.on_end(span());
+        sleep(DELAY * 2).await;
+        7
+    });
+    assert_eq!(ended.await, 7);
+    assert_eq!(began.elapsed(), DELAY * 2 + FLUSH);
 }
 
 #[tokio::test(start_paused = true)]
