@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 pub mod cluster;
+pub mod collector;
 pub mod faults;
 pub mod idp;
 pub mod images;
@@ -29,6 +30,7 @@ pub mod operator;
 pub mod ports;
 pub mod processes;
 pub mod programs;
+pub mod siege;
 pub mod proxy;
 pub mod table;
 

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod deleted;
+mod telemetry;
 
 async fn api() -> (RealApi, TempDir) {
     let folder = tempfile::tempdir().unwrap();
