@@ -27,7 +27,7 @@ LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test e2e images lint fmt clippy deny static cluster-tools \
-	cluster-programs bench bench-build bench-exchange bench-startup bench-memory bench-refresh
+	cluster-programs bench bench-build bench-token bench-startup bench-memory bench-refresh
 
 help: ## List the verbs.
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
@@ -107,13 +107,13 @@ $(HELM):
 $(KWOK):
 	testing/cluster/build.sh "$@" kwok
 
-bench: bench-exchange bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
+bench: bench-token bench-startup bench-memory ## Measure; docs/benchmarks.md records it.
 
 bench-build:
 	$(CARGO) build --locked --release --workspace --bins
 
-bench-exchange: bench-build ## Token exchanges per second, beside a constant answer and bare RSA.
-	"$(TARGET_DIR)/release/bench-exchange" $(ARGS)
+bench-token: bench-build ## Token exchanges per second, and good clients among garbage.
+	"$(TARGET_DIR)/release/bench-token" $(ARGS)
 
 bench-startup: bench-build static ## Runner start to token in hand.
 	"$(TARGET_DIR)/release/bench-startup" --static-dir dist $(ARGS)

@@ -18,7 +18,7 @@ use tracing::info;
 use self::{
     routes::Routes,
     server::Server,
-    tls::{LOOK_EVERY, Reloader, TlsError, TlsFiles},
+    tls::{Reloader, TlsError, TlsSettings},
 };
 use crate::{issuer::Issuer, keypair::Keyring};
 
@@ -45,7 +45,7 @@ pub struct EndpointSettings {
     /// How many connections there may be, and for how long.
     pub connections: ConnectionLimits,
     /// `CP_TOKEN_TLS_CERT_FILE` and `CP_TOKEN_TLS_KEY_FILE`; none: plain HTTP.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<TlsSettings>,
 }
 
 /// What the endpoint works with.
@@ -125,7 +125,7 @@ impl Endpoint {
             source,
         };
         let certificate = match settings.tls.clone() {
-            Some(files) => Some(Reloader::new(files, LOOK_EVERY, parts.clock.clone()).await?),
+            Some(files) => Some(Reloader::new(files, parts.clock.clone()).await?),
             None => None,
         };
         let listener = server::listen(settings.listen).map_err(failed)?;

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::siege::connect;
+
 /// Longest wait for one answer; longer counts as broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,6 +37,8 @@ const MAX_ANSWER: usize = 256 * 1024;
 pub struct Plan {
     /// The server.
     pub address: SocketAddr,
+    /// The clients' own address; none: as the system chooses.
+    pub from: Option<IpAddr>,
     /// The requests, sent in turn. When `again` is false, each is sent once at most.
     pub requests: Arc<Vec<Vec<u8>>>,
     /// Whether to start with the first request again after the last.
@@ -144,7 +148,7 @@ async fn work(plan: Plan, begin: Instant, next: Arc<AtomicU64>) -> Outcome {
         let request = &plan.requests[index % plan.requests.len()];
         let answer = timeout(
             ANSWER_TIMEOUT,
-            exchange(&mut connection, plan.address, request, &mut buffer),
+            exchange(&mut connection, &plan, request, &mut buffer),
         );
         if let Ok(Ok(status)) = answer.await {
             outcome.latencies.push(started.elapsed());
@@ -180,12 +184,15 @@ async fn start_of(number: u64, plan: &Plan, begin: Instant) -> Option<Instant> {
 /// Sends a request and reads its answer, over the connection that is there or a new one.
 async fn exchange(
     connection: &mut Option<TcpStream>,
-    address: SocketAddr,
+    plan: &Plan,
     request: &[u8],
     buffer: &mut Vec<u8>,
 ) -> io::Result<u16> {
     if connection.is_none() {
-        let new = TcpStream::connect(address).await?;
+        let new = match plan.from {
+            Some(from) => connect(plan.address, from).await?,
+            None => TcpStream::connect(plan.address).await?,
+        };
         new.set_nodelay(true)?;
         *connection = Some(new);
     }
@@ -264,6 +271,7 @@ mod tests {
     fn plan(address: SocketAddr, requests: usize) -> Plan {
         Plan {
             address,
+            from: None,
             requests: Arc::new(vec![
                 b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
                 requests

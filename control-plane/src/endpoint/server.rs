@@ -35,8 +35,8 @@ mod seats;
 /// 64 MiB of buffers.
 const MAX_PLACES: usize = 4096;
 
-/// Connections beyond all places while everybody in one is being answered: they are told that it
-/// is too much, one request each, and health is answered as ever.
+/// Places beyond those, for who comes while everybody in one is being answered: one request each,
+/// which is told that it is too much, or is about our health and answered as ever.
 const CROWD: usize = 64;
 
 /// Largest head of a request, in bytes: a ciphertext of an 8192-bit key is 1,368 characters, and
@@ -111,6 +111,7 @@ pub(super) struct Server {
     routes: Arc<Routes>,
     limits: ConnectionLimits,
     seats: Seats,
+    crowd: Seats,
     connections: JoinSet<End>,
     open: Gauge,
     /// Given up to take, and end, a connection for which there is no descriptor.
@@ -131,6 +132,7 @@ impl Server {
             routes: Arc::new(routes),
             limits,
             seats: Seats::new(limits.places),
+            crowd: Seats::new(CROWD),
             connections: JoinSet::new(),
             open: gauge!(CONNECTIONS),
             spare: spare(),
@@ -140,7 +142,8 @@ impl Server {
 
     /// Serves until `shutdown`, then lets requests that have begun end.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        let most = self.limits.places + CROWD;
+        // Those who have lost their places end in a moment.
+        let most = self.limits.places + 2 * CROWD;
         loop {
             tokio::select! {
                 biased;
@@ -159,7 +162,11 @@ impl Server {
 
     fn admit(&mut self, stream: TcpStream, source: IpAddr) {
         let network = network(source);
-        let is_crowded = self.seats.are_full() && self.seats.make_room(Some(network)) == 0;
+        let is_crowded = !self.seats.have_room_for(network);
+        if is_crowded {
+            // There is: nobody there is busy for long.
+            self.crowd.have_room_for(network);
+        }
         let seat = Arc::new(Seat::new(network, Instant::now()));
         let connection = Connection {
             routes: Arc::clone(&self.routes),
@@ -171,7 +178,12 @@ impl Server {
         };
         self.open.increment(1.0);
         let task = self.connections.spawn(connection.run(stream));
-        self.seats.take(task.id(), seat);
+        let seats = if is_crowded {
+            &mut self.crowd
+        } else {
+            &mut self.seats
+        };
+        seats.take(task.id(), seat);
     }
 
     fn ended(&mut self, ended: Result<(Id, End), JoinError>) {
@@ -184,6 +196,7 @@ impl Server {
             }
         };
         self.seats.free(task);
+        self.crowd.free(task);
         counter!(CONNECTIONS_CLOSED, "cause" => cause).increment(1);
     }
 
@@ -209,7 +222,12 @@ impl Server {
         };
         counter!(ACCEPT_FAILURES, "cause" => cause).increment(1);
         self.complain(failure);
-        if of_descriptors && self.seats.make_room(None) > 0 {
+        let left = if of_descriptors {
+            self.seats.make_room(None) + self.crowd.make_room(None)
+        } else {
+            0
+        };
+        if left > 0 {
             // The place is free when its task has ended.
             let ended = timeout(ACCEPT_PAUSE, self.connections.join_next_with_id());
             if let Ok(Some(ended)) = ended.await {
@@ -258,6 +276,7 @@ impl Server {
     async fn drain(mut self) {
         drop(self.listener);
         self.seats.drain();
+        self.crowd.drain();
         let all_ended = async {
             while let Some(ended) = self.connections.join_next().await {
                 self.open.decrement(1.0);

@@ -33,7 +33,7 @@ use crate::metrics::{CERTIFICATE_EXPIRY, CERTIFICATE_LOADED, CERTIFICATE_RELOADS
 
 mod expiry;
 
-/// How often the files are looked at.
+/// How often the files are looked at, unless a test asks for more.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Largest file that is read, in bytes.
@@ -41,11 +41,13 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where certificate and key are, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
+pub struct TlsSettings {
     /// The certificate, and after it those that lead to its root.
     pub certificate: PathBuf,
     /// Its private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
+    /// How often they are looked at.
+    pub look_every: Duration,
 }
 
 /// Why the files cannot be used.
@@ -93,7 +95,7 @@ pub enum TlsError {
 
 impl TlsError {
     /// Whether it is about the key's file alone.
-    pub fn is_of_key(&self, files: &TlsFiles) -> bool {
+    pub fn is_of_key(&self, files: &TlsSettings) -> bool {
         match self {
             Self::Read { path, .. } => *path == files.key,
             Self::NoKey { .. } => true,
@@ -102,7 +104,7 @@ impl TlsError {
     }
 }
 
-impl TlsFiles {
+impl TlsSettings {
     /// Whether they can be used now.
     ///
     /// # Errors
@@ -125,7 +127,7 @@ struct Loaded {
 }
 
 impl Contents {
-    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+    fn read(files: &TlsSettings) -> Result<Self, TlsError> {
         Ok(Self {
             certificate: read(&files.certificate)?,
             key: Zeroizing::new(read(&files.key)?),
@@ -143,7 +145,7 @@ impl Contents {
         text
     }
 
-    fn load(&self, files: &TlsFiles) -> Result<Loaded, TlsError> {
+    fn load(&self, files: &TlsSettings) -> Result<Loaded, TlsError> {
         let chain: Result<Vec<_>, pem::Error> =
             CertificateDer::pem_slice_iter(&self.certificate).collect();
         let chain = chain.ok().filter(|chain| !chain.is_empty());
@@ -209,7 +211,7 @@ struct Found {
 }
 
 /// Looks at the files, off the threads that serve others.
-async fn look(files: TlsFiles) -> Result<Found, TlsError> {
+async fn look(files: TlsSettings) -> Result<Found, TlsError> {
     let certificate = files.certificate.clone();
     let looking = spawn_blocking(move || {
         let contents = Contents::read(&files)?;
@@ -228,8 +230,7 @@ async fn look(files: TlsFiles) -> Result<Found, TlsError> {
 
 /// Reads the files again and again.
 pub(super) struct Reloader {
-    files: TlsFiles,
-    every: Duration,
+    files: TlsSettings,
     clock: Clock,
     config: watch::Sender<Arc<ServerConfig>>,
     /// The pair in use.
@@ -249,16 +250,11 @@ impl Reloader {
     ///
     /// # Errors
     /// When they cannot be used.
-    pub(super) async fn new(
-        files: TlsFiles,
-        every: Duration,
-        clock: Clock,
-    ) -> Result<Self, TlsError> {
+    pub(super) async fn new(files: TlsSettings, clock: Clock) -> Result<Self, TlsError> {
         let Found { digest, loaded } = look(files.clone()).await?;
         let (config, _) = watch::channel(Arc::clone(&loaded.config));
         let reloader = Self {
             files,
-            every,
             clock,
             config,
             used: digest,
@@ -275,7 +271,7 @@ impl Reloader {
 
     /// Looks until `shutdown`.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        let pause = self.every;
+        let pause = self.files.look_every;
         while shutdown.run_until_cancelled(sleep(pause)).await.is_some() {
             let looked = look(self.files.clone());
             match shutdown.run_until_cancelled(looked).await {

@@ -86,6 +86,7 @@ async fn ten_thousand_odd_requests_break_nothing() {
 
     let plan = |requests: Vec<Vec<u8>>| Plan {
         address: local.addresses().token,
+        from: None,
         requests: Arc::new(requests),
         again: false,
         connections: 16,

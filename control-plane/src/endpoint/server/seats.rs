@@ -162,9 +162,9 @@ impl Seats {
         }
     }
 
-    /// Whether there is no place left.
-    pub(super) fn are_full(&self) -> bool {
-        self.taken.len() >= self.places
+    /// Whether a connection from this network can have a place; if need be, others leave.
+    pub(super) fn have_room_for(&mut self, network: IpAddr) -> bool {
+        self.taken.len() < self.places || self.make_room(Some(network)) > 0
     }
 
     /// A connection's task has a place from now on.

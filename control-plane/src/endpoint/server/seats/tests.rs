@@ -52,15 +52,13 @@ async fn who_has_waited_longest_leaves_first_and_idle_ones_before() {
     let old = scene.take(HOME).await;
     let young = scene.take(HOME).await;
     let idle = scene.idle(HOME).await;
-    assert!(scene.seats.are_full());
-
     for (leaves, stays) in [(&idle, &old), (&old, &young), (&young, &busy)] {
-        assert_eq!(scene.seats.make_room(Some(HOME.into())), 1);
+        assert!(scene.seats.have_room_for(HOME.into()));
         assert!(has_left(leaves) && !has_left(stays));
-        assert!(!scene.seats.are_full());
+        scene.busy(HOME).await;
     }
     // Nobody who is being answered.
-    assert_eq!(scene.seats.make_room(Some(HOME.into())), 0);
+    assert!(!scene.seats.have_room_for(HOME.into()));
     assert!(!has_left(&busy));
 }
 
@@ -115,7 +113,7 @@ async fn one_network_alone_may_have_all_places() {
     let mut scene = Scene::new(4);
     let mut taken = Vec::new();
     for _ in 0..4 {
-        assert!(!scene.seats.are_full());
+        assert!(scene.seats.have_room_for(HOME.into()));
         taken.push(scene.take(HOME).await);
     }
     assert!(!taken.iter().any(|seat| has_left(seat)));
