@@ -214,6 +214,9 @@ impl Due {
         for id in self.cache.uncleaned() {
             self.touch(&id);
         }
+        if !self.cache.is_synced() {
+            return;
+        }
         let here = self.backend.get().map(|backend| backend.sessions());
         for id in here.unwrap_or_default() {
             if !self.cache.knows(&id) {
@@ -231,3 +234,6 @@ impl Due {
 pub(crate) fn has_anything(backend: &dyn Backend, id: &SessionId) -> bool {
     backend.run_state(id).is_some() || backend.token_times(id).is_some()
 }
+
+#[cfg(test)]
+mod tests;
