@@ -28,7 +28,7 @@ use crate::{
     },
     check::CheckSettings,
     cluster::ClusterSettings,
-    endpoint::tls::TlsFiles,
+    endpoint::tls::{self, TlsSettings},
     leader::LeaseTimes,
     reconcile::desired::parse_quantities,
     refresh::Interval,
@@ -53,7 +53,7 @@ pub struct ServeSettings {
     /// Where the token endpoint listens.
     pub token_listen: SocketAddr,
     /// What it shows over TLS; none: plain HTTP.
-    pub token_tls: Option<TlsFiles>,
+    pub token_tls: Option<TlsSettings>,
     /// What sessions are told of it.
     pub token_url: Url,
     /// CA certificates that runners are to trust for that, PEM.
@@ -340,7 +340,7 @@ fn oidc(from: &raw::Serve, secrets: &Secrets, faults: &mut Faults) -> Option<Iss
 }
 
 /// What the token port shows over TLS. Some also where there is a fault: TLS is what was meant.
-fn token_tls(from: &raw::Serve, faults: &mut Faults) -> Option<TlsFiles> {
+fn token_tls(from: &raw::Serve, faults: &mut Faults) -> Option<TlsSettings> {
     let (certificate, key) = (
         from.cp_token_tls_cert_file.clone(),
         from.cp_token_tls_key_file.clone(),
@@ -354,9 +354,10 @@ fn token_tls(from: &raw::Serve, faults: &mut Faults) -> Option<TlsFiles> {
         }
     }
     let are_both = certificate.is_some() && key.is_some();
-    let files = TlsFiles {
+    let files = TlsSettings {
         certificate: certificate.unwrap_or_default(),
         key: key.unwrap_or_default(),
+        look_every: tls::LOOK_EVERY,
     };
     if are_both && let Err(error) = files.check() {
         let name = if error.is_of_key(&files) {
