@@ -14,6 +14,8 @@ use std::{
 use ambient_shared::{proof::SessionKey, session::SessionId, token::Token};
 use futures_util::future::BoxFuture;
 
+use crate::keypair::id::KeyId;
+
 pub mod kubernetes;
 pub mod process;
 
@@ -43,6 +45,8 @@ pub struct DesiredRun {
     pub project: String,
     /// What is started.
     pub agent: Agent,
+    /// The key that the runner is given to encrypt for.
+    pub keypair: KeyId,
     /// Environment of the runner (contract section 3). Holds no secret.
     pub environment: BTreeMap<String, String>,
     /// What the session asks for in place of the usual resources.
@@ -79,6 +83,8 @@ pub struct Credentials {
     pub token: Token,
     /// Data key and file `session-key`.
     pub session_key: SessionKey,
+    /// The root that this key was made from.
+    pub root: KeyId,
 }
 
 /// A session's run as the backend last saw it.
@@ -91,6 +97,8 @@ pub struct RunState {
     pub status: RunStatus,
     /// The namespace that it is in; none where there are no namespaces.
     pub namespace: Option<String>,
+    /// The key that its runner was given to encrypt for; none when that is not known.
+    pub keypair: Option<KeyId>,
 }
 
 impl RunState {
@@ -177,13 +185,15 @@ pub enum RunEnd {
     },
 }
 
-/// The times of the token that is in a session's Secret.
+/// What is known of a session's Secret without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenTimes {
     /// When it was issued, or else written.
     pub issued_at: SystemTime,
     /// When it expires; none when nobody said.
     pub expires_at: Option<SystemTime>,
+    /// The root of the session's key beside it; none when that is not known.
+    pub root: Option<KeyId>,
 }
 
 /// Why a backend could not do what it was asked.
@@ -264,6 +274,10 @@ pub trait Backend: Send + Sync + 'static {
         id: &'a SessionId,
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// Whether all that there is has been seen, so that what is not in [`Backend::sessions`] is not
+    /// there.
+    fn sees_all(&self) -> bool;
 
     /// All sessions that the backend has anything of; what the API server does not know of these
     /// is an orphan.

@@ -23,6 +23,7 @@ pub mod files;
 pub mod id;
 mod keyring;
 pub mod pem;
+pub mod reload;
 mod root;
 pub mod secret;
 pub mod signing;
@@ -79,6 +80,12 @@ pub enum KeypairError {
         /// The key of its data.
         key: String,
     },
+    /// A Secret is not there.
+    #[error("{secret} is not there; a control plane that starts makes a new one")]
+    Missing {
+        /// The Secret.
+        secret: String,
+    },
     /// The Kubernetes API refuses, or cannot be reached.
     #[error("cannot {action} {object}")]
     Kubernetes {
@@ -110,6 +117,7 @@ impl KeypairError {
             Self::Malformed { .. }
             | Self::Incomplete { .. }
             | Self::Mismatch { .. }
+            | Self::Missing { .. }
             | Self::Absent { .. } => exit::CONFIG,
             Self::Kubernetes { .. } | Self::Unsettled { .. } => exit::UNAVAILABLE,
             Self::File { .. } | Self::Generate(_) | Self::CutOff => exit::SOFTWARE,
@@ -140,6 +148,15 @@ impl<T> Rotating<T> {
     fn accepted(&self) -> impl Iterator<Item = &T> {
         std::iter::once(&self.current).chain(&self.previous)
     }
+}
+
+/// A public key as sessions are given it.
+#[derive(Debug, Clone, Copy)]
+pub struct PublicHalf<'a> {
+    /// SubjectPublicKeyInfo PEM.
+    pub pem: &'a str,
+    /// Its id.
+    pub id: KeyId,
 }
 
 /// The ids of one kind of key.
@@ -240,9 +257,12 @@ impl Keys {
         self.keypair.current.public_pem()
     }
 
-    /// The id of that key.
-    pub fn keypair_id(&self) -> KeyId {
-        self.keypair.current.id()
+    /// That key, with its id.
+    pub fn public(&self) -> PublicHalf<'_> {
+        PublicHalf {
+            pem: self.public_pem(),
+            id: self.keypair.current.id(),
+        }
     }
 
     /// The key that a session is given, made from the current root.

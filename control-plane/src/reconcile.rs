@@ -131,7 +131,7 @@ impl Reconciler {
             }
         }
         let keys = self.keys.current();
-        let run = match desired_run(&session, &[], &self.desired, keys.public_pem()) {
+        let run = match desired_run(&session, &[], &self.desired, keys.public()) {
             Ok(run) => run,
             Err(reason) => {
                 return self.fail(&session, reason.reason, &reason.message).await;
@@ -158,9 +158,11 @@ impl Reconciler {
             if self.waiting(id).is_none() {
                 return Ok(());
             }
+            let keys = self.keys.current();
             let credentials = Credentials {
                 token,
-                session_key: self.keys.current().session_key(id),
+                session_key: keys.session_key(id),
+                root: keys.root_id(),
             };
             self.backend.start(&run, &credentials).await?;
             if let Some(since) = self.cache.waiting_since(id) {

@@ -182,7 +182,8 @@ impl Refresh {
             return;
         }
         let times = self.backend.token_times(id);
-        let due = self.rule().is_due(times, self.clock.now());
+        let root = self.keys.current().root_id();
+        let due = self.rule().is_due(times, root, self.clock.now());
         self.tick().found(id, due);
         if due {
             self.tokens.mark((), id);
@@ -242,12 +243,16 @@ impl Refresh {
         };
         let rule = self.rule();
         let before = self.backend.token_times(id);
-        if !rule.is_due(before, self.clock.now()) {
+        let root = self.keys.current().root_id();
+        if !rule.is_due(before, root, self.clock.now()) {
             return Ok(Settled::Skipped);
         }
         let token = self.issuer.issue(&subject, rule.min_life()).await?;
         let had = before.and_then(|times| times.expires_at);
-        if had.is_some_and(|had| token.expires_at().is_some_and(|has| has <= had)) {
+        // Where only the session's key is old, the same token again is good.
+        if rule.is_token_due(before, self.clock.now())
+            && had.is_some_and(|had| token.expires_at().is_some_and(|has| has <= had))
+        {
             return Err(RefreshError::NoFresher);
         }
         // Issuing may take long.
@@ -255,9 +260,11 @@ impl Refresh {
             return Ok(Settled::Skipped);
         }
         let hash = token.hash();
+        let keys = self.keys.current();
         let credentials = Credentials {
             token,
-            session_key: self.keys.current().session_key(id),
+            session_key: keys.session_key(id),
+            root: keys.root_id(),
         };
         let written = self.backend.write_token(id, &credentials).await;
         if self.cache.is_deleted(id) {
@@ -305,12 +312,11 @@ impl Refresh {
         {
             gauge!(LAST_REFRESH).set(self.clock.unix_seconds() as f64);
             gauge!(REFRESH_DUE).set(due as f64);
-            if let Some(earliest) = earliest {
-                gauge!(EARLIEST_EXPIRY).set(unix_seconds(earliest) as f64);
-            }
-            if let Some(oldest) = oldest {
-                gauge!(OLDEST_ISSUE).set(unix_seconds(oldest) as f64);
-            }
+            // Never, where there is none: an old moment would look like a token that is late.
+            let moment =
+                |at: Option<SystemTime>| at.map_or(f64::INFINITY, |at| unix_seconds(at) as f64);
+            gauge!(EARLIEST_EXPIRY).set(moment(earliest));
+            gauge!(OLDEST_ISSUE).set(moment(oldest));
         }
     }
 

@@ -48,6 +48,7 @@ const UNKNOWN: RunState = RunState {
     generation: 0,
     status: RunStatus::Unknown,
     namespace: None,
+    keypair: None,
 };
 
 /// What the process backend needs to know.
@@ -431,6 +432,10 @@ impl Backend for ProcessBackend {
         })
     }
 
+    fn sees_all(&self) -> bool {
+        true
+    }
+
     fn sessions(&self) -> Vec<SessionId> {
         self.inner.entries().keys().cloned().collect()
     }
@@ -441,6 +446,7 @@ fn starting(generation: u32) -> RunState {
         generation,
         status: RunStatus::Starting { waits_for: None },
         namespace: None,
+        keypair: None,
     }
 }
 

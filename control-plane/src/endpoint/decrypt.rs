@@ -1,12 +1,17 @@
 //! From ciphertext to session id: the cache of known ciphertexts, and RSA on a bounded pool.
 
 use std::{
+    ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use ambient_shared::{session::SessionId, token::Token};
+use ambient_shared::{
+    bearer::{MAX_KEY_BITS, MIN_KEY_BITS},
+    session::SessionId,
+    token::Token,
+};
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use metrics::counter;
@@ -15,7 +20,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::{
-    keypair::{Keyring, Keys},
+    keypair::Keys,
     metrics::{CIPHERTEXT_CACHE, DECRYPTIONS},
 };
 
@@ -30,9 +35,11 @@ const KNOWN_FOR: Duration = Duration::from_hours(1);
 /// longer is told so at once.
 const LINE_PER_CORE: usize = 128;
 
+/// Bytes of ciphertexts for the keys that there can be.
+const LENGTHS: RangeInclusive<usize> = MIN_KEY_BITS / 8..=MAX_KEY_BITS / 8;
+
 /// Opens ciphertexts.
 pub(super) struct Decryptor {
-    keys: Keyring,
     known: Cache<[u8; 32], Arc<Known>>,
     /// Who waits or works.
     line: Arc<Semaphore>,
@@ -68,6 +75,15 @@ impl Known {
     }
 }
 
+/// Why a bearer holds no ciphertext.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ParseError {
+    /// It can be none, whatever the keys.
+    Malformed,
+    /// By its length it is for none of these keys.
+    OtherKey,
+}
+
 /// Why a ciphertext was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OpenError {
@@ -78,15 +94,14 @@ pub(super) enum OpenError {
 }
 
 impl Decryptor {
-    pub(super) fn new(keys: Keyring) -> Self {
+    pub(super) fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self::with_pool(keys, cores, LINE_PER_CORE * cores)
+        Self::with_pool(cores, LINE_PER_CORE * cores)
     }
 
     /// `cores` decrypt at a time, and `waiting` more may wait.
-    fn with_pool(keys: Keyring, cores: usize, waiting: usize) -> Self {
+    fn with_pool(cores: usize, waiting: usize) -> Self {
         Self {
-            keys,
             known: Cache::builder()
                 .max_capacity(KNOWN)
                 .time_to_live(KNOWN_FOR)
@@ -98,22 +113,25 @@ impl Decryptor {
 
     /// The ciphertext in a bearer, if its length is that of an accepted key's and it is strict
     /// base64: padded, standard alphabet, nothing else.
-    pub(super) fn parse(&self, bearer: &str) -> Option<Ciphertext> {
+    pub(super) fn parse(keys: &Arc<Keys>, bearer: &str) -> Result<Ciphertext, ParseError> {
         let padding = bearer.len() - bearer.trim_end_matches('=').len();
-        let length = (bearer.len() / 4 * 3).checked_sub(padding)?;
-        let keys = self.keys.current();
-        if !keys.fits(length) {
-            return None;
+        let length = (bearer.len() / 4 * 3).saturating_sub(padding);
+        if !LENGTHS.contains(&length) {
+            return Err(ParseError::Malformed);
         }
-        let bytes = STANDARD.decode(bearer).ok()?;
+        if !keys.fits(length) {
+            return Err(ParseError::OtherKey);
+        }
+        let bytes = STANDARD.decode(bearer);
+        let bytes = bytes.map_err(|_| ParseError::Malformed)?;
         let mut digest = digest::Context::new(&digest::SHA256);
         digest.update(keys.fingerprint());
         digest.update(&bytes);
-        let digest = digest.finish().as_ref().try_into().ok()?;
-        Some(Ciphertext {
+        let digest = digest.finish().as_ref().try_into();
+        Ok(Ciphertext {
+            digest: digest.map_err(|_| ParseError::Malformed)?,
             bytes,
-            keys,
-            digest,
+            keys: Arc::clone(keys),
         })
     }
 

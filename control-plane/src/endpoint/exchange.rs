@@ -199,11 +199,10 @@ impl Exchange {
         asked: &Asked<'_>,
         audit: &mut Audit,
     ) -> Result<Identified, NotIdentified> {
-        let ciphertext =
-            Decryptor::parse(keys, asked.bearer).map_err(|error| match error {
-                ParseError::Malformed => Refusal::NotBase64.into(),
-                ParseError::OtherKey => NotIdentified::Misfit(Refusal::NotBase64),
-            })?;
+        let ciphertext = Decryptor::parse(keys, asked.bearer).map_err(|error| match error {
+            ParseError::Malformed => Refusal::NotBase64.into(),
+            ParseError::OtherKey => NotIdentified::Misfit(Refusal::NotBase64),
+        })?;
         let known = self.decryptor.known(&ciphertext).await;
         let id = match &known {
             Some(known) => known.id.clone(),

@@ -3,12 +3,14 @@
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
 
 /// Characters of an id.
 const LENGTH: usize = 16;
 
 /// The id of a key: 16 hexadecimal digits that say nothing of the key itself.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct KeyId(u64);
 
 /// A text that is no id.
@@ -18,7 +20,7 @@ pub struct InvalidKeyId;
 
 impl KeyId {
     /// Of 8 bytes that are public.
-    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(u64::from_be_bytes(bytes))
     }
 
@@ -52,6 +54,20 @@ impl FromStr for KeyId {
         let is_hex = text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let number = is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
         number.map(Self).ok_or(InvalidKeyId)
+    }
+}
+
+impl From<KeyId> for String {
+    fn from(id: KeyId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for KeyId {
+    type Error = InvalidKeyId;
+
+    fn try_from(text: String) -> Result<Self, InvalidKeyId> {
+        text.parse()
     }
 }
 

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use self::content::{Content, Made};
 use super::{KeypairError, KeypairStore, Keys, pem::InvalidKey};
 
-mod content;
+pub(super) mod content;
 
 /// Owner of all key Secrets.
 pub const CONFIG_MAP: &str = "ambient-cp-keys";
@@ -53,6 +53,13 @@ pub struct SecretKeypairStore {
     pub client: kube::Client,
     /// The control plane's own namespace.
     pub namespace: String,
+}
+
+/// Which Secret it is, and how often it was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Version {
+    uid: Option<String>,
+    version: Option<String>,
 }
 
 /// What is there of one key Secret.
@@ -176,6 +183,23 @@ impl SecretKeypairStore {
         Err(KeypairError::Unsettled {
             object: self.place(name),
         })
+    }
+
+    /// What is in a Secret that should be there.
+    pub(super) async fn content_of(
+        &self,
+        name: &'static str,
+    ) -> Result<(Version, Content), KeypairError> {
+        let Some(secret) = self.read(name).await? else {
+            return Err(KeypairError::Missing {
+                secret: self.place(name),
+            });
+        };
+        let version = Version {
+            uid: secret.metadata.uid.clone(),
+            version: secret.metadata.resource_version.clone(),
+        };
+        Ok((version, self.content(name, secret)))
     }
 
     async fn read(&self, name: &str) -> Result<Option<Secret>, KeypairError> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     backend::{DesiredRun, ResourceOverrides},
+    keypair::PublicHalf,
     sessions::Session,
 };
 
@@ -123,7 +124,7 @@ impl CannotRun {
 /// The run of a session.
 ///
 /// `preamble` are the prompts that come before the session's own (project, agent, inbox), in this
-/// order; empty ones are left out. `public_key_pem` is the public key of the token endpoint.
+/// order; empty ones are left out. `public_key` is the token endpoint's.
 ///
 /// # Errors
 /// [`CannotRun`] when the session's object contradicts the contract.
@@ -131,7 +132,7 @@ pub fn desired_run(
     session: &Session,
     preamble: &[&str],
     settings: &DesiredSettings,
-    public_key_pem: &str,
+    public_key: PublicHalf<'_>,
 ) -> Result<DesiredRun, CannotRun> {
     let annotations = annotations(session)?;
     let agent = agent(&annotations, settings)?;
@@ -143,7 +144,7 @@ pub fn desired_run(
     environment.extend(common(session, settings));
     environment.insert(
         "AMBIENT_CP_TOKEN_PUBLIC_KEY".to_owned(),
-        public_key_pem.to_owned(),
+        public_key.pem.to_owned(),
     );
     environment.extend(agent_io(&annotations, settings)?);
     environment.extend(work(session, preamble)?);
@@ -158,6 +159,7 @@ pub fn desired_run(
         name: session.object.name.clone(),
         project: session.object.project_id.clone().unwrap_or_default(),
         agent,
+        keypair: public_key.id,
         environment,
         resources,
     })

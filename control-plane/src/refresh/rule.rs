@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use ambient_shared::token::ASSUMED_LIFE;
 
-use crate::backend::TokenTimes;
+use crate::{backend::TokenTimes, keypair::id::KeyId};
 
 /// Shortest time between two ticks, however short tokens live.
 const SHORTEST: Duration = Duration::from_millis(200);
@@ -75,8 +75,15 @@ impl Rule {
         self.life.is_some_and(|life| life * 2 < self.lag * 5)
     }
 
+    /// Whether a Secret is due to be replaced: for its token, or since the session's key in it is of
+    /// another root than this one. None is a Secret that is not there.
+    pub(crate) fn is_due(&self, times: Option<TokenTimes>, root: KeyId, now: SystemTime) -> bool {
+        let is_of_root = times.is_some_and(|times| times.root == Some(root));
+        !is_of_root || self.is_token_due(times, now)
+    }
+
     /// Whether the token in a Secret with these times is due; none is a Secret that is not there.
-    pub(crate) fn is_due(&self, times: Option<TokenTimes>, now: SystemTime) -> bool {
+    pub(crate) fn is_token_due(&self, times: Option<TokenTimes>, now: SystemTime) -> bool {
         let Some(times) = times else { return true };
         let Some(expires_at) = times.expires_at else {
             // It stays valid, unless another one, or one of another kind, is configured since.
@@ -99,6 +106,8 @@ mod tests {
 
     use super::*;
 
+    const ROOT: KeyId = KeyId::from_bytes([1; 8]);
+
     const fn secs(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
@@ -111,6 +120,7 @@ mod tests {
         TokenTimes {
             issued_at: at(issued),
             expires_at: Some(at(expires)),
+            root: Some(ROOT),
         }
     }
 
@@ -140,10 +150,24 @@ mod tests {
         // 300 s to the next tick, 120 s for the kubelet, a tenth of 900 s: 510 s.
         let rule = Rule::new(Interval::Auto, Some(secs(900)), secs(120), at(0));
         assert_eq!(rule.min_life(), secs(510));
-        assert!(!rule.is_due(Some(times(0, 900)), at(390)));
-        assert!(rule.is_due(Some(times(0, 900)), at(391)));
-        assert!(rule.is_due(Some(times(0, 900)), at(2000)));
-        assert!(rule.is_due(None, at(0)));
+        assert!(!rule.is_token_due(Some(times(0, 900)), at(390)));
+        assert!(rule.is_token_due(Some(times(0, 900)), at(391)));
+        assert!(rule.is_token_due(Some(times(0, 900)), at(2000)));
+        assert!(rule.is_token_due(None, at(0)));
+    }
+
+    #[test]
+    fn a_session_key_of_another_root_is_due_however_fresh_the_token() {
+        let rule = Rule::new(Interval::Auto, Some(secs(900)), secs(120), at(0));
+        let fresh = times(0, 900);
+        assert!(!rule.is_due(Some(fresh), ROOT, at(1)));
+        assert!(rule.is_due(Some(fresh), KeyId::from_bytes([2; 8]), at(1)));
+        let unknown = TokenTimes {
+            root: None,
+            ..fresh
+        };
+        assert!(rule.is_due(Some(unknown), ROOT, at(1)));
+        assert!(rule.is_due(Some(fresh), ROOT, at(391)) && rule.is_due(None, ROOT, at(1)));
     }
 
     #[test]
@@ -160,13 +184,14 @@ mod tests {
             Some(TokenTimes {
                 issued_at: at(issued),
                 expires_at: None,
+                root: Some(ROOT),
             })
         };
         let rule = Rule::new(Interval::Auto, None, secs(1), at(100));
-        assert!(rule.is_due(endless(99), at(100)));
-        assert!(!rule.is_due(endless(100), at(10_000)));
+        assert!(rule.is_token_due(endless(99), at(100)));
+        assert!(!rule.is_token_due(endless(100), at(10_000)));
         let expiring = Rule::new(Interval::Auto, Some(secs(60)), secs(1), at(100));
-        assert!(expiring.is_due(endless(100), at(101)));
+        assert!(expiring.is_token_due(endless(100), at(101)));
     }
 
     proptest! {
@@ -185,8 +210,8 @@ mod tests {
             let (mut issued, mut now) = (at(10_000), at(10_000) + secs(offset).min(step));
             for _ in 0..50 {
                 let expires = issued + secs(life);
-                let token = Some(TokenTimes { issued_at: issued, expires_at: Some(expires) });
-                if rule.is_due(token, now) {
+                let token = Some(TokenTimes { issued_at: issued, expires_at: Some(expires), root: None });
+                if rule.is_token_due(token, now) {
                     prop_assert!(now + secs(lag) <= expires, "seen after {life}");
                     issued = now;
                 }

@@ -21,6 +21,7 @@ use ambient_control_plane::{
         },
     },
     cluster::{Clients, ClusterSettings, Fence, connect},
+    keypair::id::KeyId,
 };
 use ambient_shared::{
     client::install_crypto_provider, clock::Clock, proof::SessionRoot, session::SessionId,
@@ -328,6 +329,7 @@ fn run(session: &str, project: &str) -> DesiredRun {
         },
         environment: BTreeMap::from([("SESSION_ID".to_owned(), session.to_owned())]),
         resources: ResourceOverrides::default(),
+        keypair: KeyId::from_bytes([1; 8]),
     }
 }
 
@@ -345,6 +347,7 @@ fn credentials(id: &SessionId, life: u64) -> Credentials {
     Credentials {
         token: Token::new(&text, Some(expires_at)).unwrap(),
         session_key: SessionRoot::new([7; 32]).session_key(id),
+        root: KeyId::from_bytes([2; 8]),
     }
 }
 

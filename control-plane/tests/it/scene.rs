@@ -195,12 +195,15 @@ pub fn controller(
         api.clone(),
         rest,
         Arc::clone(issuer) as _,
-        crate::endpoint::scene::keyring([7; 32]),
+        crate::endpoint::scene::keyring(ROOT),
         settings,
         Clock::system(),
     );
     (controller, api)
 }
+
+/// The root of session keys.
+pub const ROOT: [u8; 32] = [7; 32];
 
 /// A session id for tests.
 pub fn id(text: &str) -> SessionId {

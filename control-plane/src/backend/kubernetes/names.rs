@@ -23,6 +23,10 @@ pub(crate) const INSTALLATION: &str = "ambient-code.io/installation";
 pub(crate) const SESSION_NAME: &str = "ambient-code.io/session-name";
 /// Annotation of a pod: the generation of the run.
 pub(crate) const GENERATION: &str = "ambient-code.io/generation";
+/// Annotation of a pod: the id of the token endpoint's keypair whose public key it was given.
+pub(crate) const TOKEN_KEYPAIR: &str = "ambient-code.io/token-keypair";
+/// Annotation of a token Secret: the id of the root that its session key was made from.
+pub(crate) const SESSION_ROOT: &str = "ambient-code.io/session-root";
 /// Annotation of a token Secret: when its token was issued (RFC 3339).
 pub(crate) const TOKEN_ISSUED_AT: &str = "ambient-code.io/token-issued-at";
 /// Annotation of a token Secret: when its token expires (RFC 3339); absent when it does not.

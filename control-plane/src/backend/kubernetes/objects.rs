@@ -14,7 +14,7 @@ use k8s_openapi::{
     },
 };
 
-use super::names::{SESSION_ID, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT};
+use super::names::{SESSION_ID, SESSION_ROOT, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT};
 use crate::backend::Credentials;
 
 mod command;
@@ -99,13 +99,14 @@ pub(crate) fn token_secret(
     let token = &credentials.token;
     let issued_at = token.expires_at().and(token.issued_at());
     let issued_at = issued_at.and_then(written).or_else(|| written(now));
-    let times = [
+    let known = [
+        (SESSION_ROOT, Some(credentials.root.to_string())),
         (TOKEN_ISSUED_AT, issued_at),
         (TOKEN_EXPIRES_AT, token.expires_at().and_then(written)),
     ];
-    let annotations = times
+    let annotations = known
         .into_iter()
-        .filter_map(|(name, time)| Some((name.to_owned(), time?)));
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let data = [
         (API_TOKEN, token.expose()),
         (SESSION_KEY, credentials.session_key.expose()),

@@ -104,6 +104,7 @@ impl Seen {
             generation: 0,
             status: RunStatus::Unknown,
             namespace: Some(home),
+            keypair: None,
         })
     }
 
@@ -235,6 +236,16 @@ impl Seen {
         let state = self.lock();
         let mut present = state.namespaces.values().filter(|it| it.present);
         state.listed && present.all(|it| Kind::ALL.iter().all(|kind| it.is_settled(*kind)))
+    }
+
+    /// Whether all pods and Secrets that there are have been seen.
+    pub(super) fn sees_all(&self) -> bool {
+        let state = self.lock();
+        let mut present = state.namespaces.values().filter(|it| it.present);
+        let kinds = [Kind::Pod, Kind::Secret];
+        state.listed
+            && state.unfound.is_empty()
+            && present.all(|it| kinds.iter().all(|kind| it.has_listed(*kind)))
     }
 
     /// Whether these kinds have been listed in a namespace, or cannot be.

@@ -271,10 +271,12 @@ impl SessionFolder {
         let times = TokenTimes {
             issued_at,
             expires_at,
+            root: Some(credentials.root),
         };
         let record = TokenRecord {
             issued_at: times.issued_at,
             expires_at: times.expires_at,
+            root: times.root,
         };
         self.write(&self.0.join("token.json"), &record)?;
         Ok(times)
@@ -289,6 +291,7 @@ impl SessionFolder {
         Ok(record.map(|record| TokenTimes {
             issued_at: record.issued_at,
             expires_at: record.expires_at,
+            root: record.root,
         }))
     }
 

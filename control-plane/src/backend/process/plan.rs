@@ -160,6 +160,7 @@ mod tests {
             },
             environment,
             resources: ResourceOverrides::default(),
+            keypair: crate::keypair::id::KeyId::from_bytes([1; 8]),
         };
         let folder = SessionFolder::of(&settings.sessions, &id);
 

@@ -6,6 +6,7 @@ use ambient_shared::session::SessionId;
 use serde::{Deserialize, Serialize};
 
 use super::identity::ProcessIdentity;
+use crate::keypair::id::KeyId;
 
 /// Which session a folder is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +93,9 @@ pub(super) struct TokenRecord {
     /// When it expires, if anybody said so.
     #[serde(with = "rfc3339::option")]
     pub(super) expires_at: Option<SystemTime>,
+    /// The root of the session's key beside it.
+    #[serde(default)]
+    pub(super) root: Option<KeyId>,
 }
 
 /// Times in the records: RFC 3339 with nanoseconds, for people who look into the folder.

@@ -4,7 +4,10 @@ use ambient_shared::{proof::SessionKey, token::Token};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::backend::{Agent, ResourceOverrides};
+use crate::{
+    backend::{Agent, ResourceOverrides},
+    keypair::id::KeyId,
+};
 use folder::{Exit, ExitRecord, ProgramRecord, RunRecord, ShimRecord};
 use identity::ProcessIdentity;
 
@@ -58,6 +61,7 @@ fn desired(generation: u32) -> DesiredRun {
         },
         environment: BTreeMap::new(),
         resources: ResourceOverrides::default(),
+        keypair: KeyId::from_bytes([1; 8]),
     }
 }
 
@@ -65,6 +69,7 @@ fn credentials() -> Credentials {
     Credentials {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
+        root: KeyId::from_bytes([2; 8]),
     }
 }
 

@@ -71,6 +71,7 @@ pub(super) fn look(folder: &SessionFolder) -> io::Result<Sight> {
             generation,
             status,
             namespace: None,
+            keypair: None,
         }));
     }
     match folder.exit(generation) {
@@ -166,6 +167,7 @@ fn ended(exit: ExitRecord) -> RunState {
         generation: exit.generation,
         status: RunStatus::Ended { at: exit.at, end },
         namespace: None,
+        keypair: None,
     }
 }
 
@@ -231,6 +233,7 @@ mod tests {
             generation: 1,
             status: RunStatus::Starting { waits_for: None },
             namespace: None,
+            keypair: None,
         };
         assert_eq!(look(&folder).unwrap(), Sight::Alive(starting));
         fs::write(folder.started(), "").unwrap();

@@ -11,10 +11,10 @@ use crate::keypair::{
     signing::{SigningKey, SigningKeys},
 };
 
-fn keys() -> Keyring {
+fn keys() -> Arc<Keys> {
     static SIGNING: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let signing = SIGNING.get_or_init(|| SigningKey::generate().unwrap().to_string());
-    Keyring::new(Keys::new(
+    Arc::new(Keys::new(
         DecryptingKey::from_pem(&RsaKey::shared().private_pkcs1_pem()).unwrap(),
         SessionRoot::new([1; 32]),
         SigningKeys::new(SigningKey::from_pem(signing).unwrap(), None, None),
@@ -25,16 +25,16 @@ fn id() -> SessionId {
     SessionId::parse("session-0001").unwrap()
 }
 
-fn bearer(keys: &Keyring) -> String {
-    let key = PublicKey::from_pem(keys.current().public_pem()).unwrap();
+fn bearer(keys: &Keys) -> String {
+    let key = PublicKey::from_pem(keys.public_pem()).unwrap();
     key.encrypt(&id()).unwrap().as_str().to_owned()
 }
 
 #[tokio::test]
 async fn a_ciphertext_is_known_only_once_it_was_remembered() {
-    let decryptor = Decryptor::new(keys());
-    let bearer = bearer(&decryptor.keys);
-    let ciphertext = decryptor.parse(&bearer).unwrap();
+    let (keys, decryptor) = (keys(), Decryptor::new());
+    let bearer = bearer(&keys);
+    let ciphertext = Decryptor::parse(&keys, &bearer).unwrap();
     assert!(decryptor.known(&ciphertext).await.is_none());
     let opened = decryptor.open(&ciphertext).await.unwrap();
     assert_eq!(opened.as_slice(), b"session-0001");
@@ -50,9 +50,9 @@ async fn a_ciphertext_is_known_only_once_it_was_remembered() {
 
 #[tokio::test]
 async fn a_full_line_is_told_so_at_once_and_who_leaves_it_makes_room() {
-    let decryptor = Decryptor::with_pool(keys(), 1, 1);
-    let bearer = bearer(&decryptor.keys);
-    let ciphertext = decryptor.parse(&bearer).unwrap();
+    let (keys, decryptor) = (keys(), Decryptor::with_pool(1, 1));
+    let bearer = bearer(&keys);
+    let ciphertext = Decryptor::parse(&keys, &bearer).unwrap();
     // Somebody works for as long as this test likes.
     let place = Arc::clone(&decryptor.line).acquire_owned().await.unwrap();
     let core = Arc::clone(&decryptor.cores).acquire_owned().await.unwrap();
@@ -74,22 +74,22 @@ async fn a_full_line_is_told_so_at_once_and_who_leaves_it_makes_room() {
 
 #[tokio::test]
 async fn what_the_keys_before_opened_is_not_known_under_others() {
-    let decryptor = Decryptor::new(keys());
-    let bearer = bearer(&decryptor.keys);
-    let before = decryptor.parse(&bearer).unwrap();
+    let (keys, decryptor) = (keys(), Decryptor::new());
+    let bearer = bearer(&keys);
+    let before = Decryptor::parse(&keys, &bearer).unwrap();
     let token = Token::new("token", None).unwrap();
     decryptor.remember(&before, id(), token.clone()).await;
     assert!(decryptor.known(&before).await.is_some());
 
     let other = RsaKey::generate(aws_lc_rs::rsa::KeySize::Rsa4096).private_pkcs1_pem();
     let signing = SigningKey::from_pem(&SigningKey::generate().unwrap()).unwrap();
-    decryptor.keys.replace(Keys::new(
+    let others = Arc::new(Keys::new(
         DecryptingKey::from_pem(&other).unwrap(),
         SessionRoot::new([1; 32]),
         SigningKeys::new(signing, None, None),
     ));
 
-    let after = decryptor.parse(&bearer).unwrap();
+    let after = Decryptor::parse(&others, &bearer).unwrap();
     assert!(decryptor.known(&after).await.is_none());
     assert_eq!(
         decryptor.open(&after).await.unwrap_err(),
@@ -98,28 +98,36 @@ async fn what_the_keys_before_opened_is_not_known_under_others() {
     // What had begun before is done with the keys of then, and not remembered for later.
     assert!(decryptor.open(&before).await.is_ok());
     decryptor.remember(&before, id(), token).await;
-    let again = decryptor.parse(&bearer).unwrap();
+    let again = Decryptor::parse(&others, &bearer).unwrap();
     assert!(decryptor.known(&again).await.is_none());
 }
 
 #[test]
 fn only_strict_base64_of_the_right_length_is_a_ciphertext() {
-    let decryptor = Decryptor::new(keys());
+    let keys = keys();
     let good = STANDARD.encode([0xfb; 512]);
-    assert!(decryptor.parse(&good).is_some());
+    assert!(Decryptor::parse(&keys, &good).is_ok());
+    let parse = |text: &str| Decryptor::parse(&keys, text).map(drop);
     for bad in [
         String::new(),
+        "====".to_owned(),
         "=".repeat(684),
-        STANDARD.encode([0xfb; 511]),
-        STANDARD.encode([0xfb; 513]),
-        good.trim_end_matches('=').to_owned(),
+        STANDARD.encode([0xfb; 255]),
+        STANDARD.encode([0xfb; 1025]),
         good.replace('+', "-").replace('/', "_"),
         format!(" {}", &good[1..]),
         format!("{}\n{}", &good[..100], &good[101..]),
         // Bits that are not part of the last byte.
         format!("{}x=", &good[..682]),
     ] {
-        assert!(decryptor.parse(&bad).is_none(), "{bad}");
+        assert_eq!(parse(&bad), Err(ParseError::Malformed), "{bad}");
+    }
+    for other in [
+        STANDARD.encode([0xfb; 511]),
+        STANDARD.encode([0xfb; 513]),
+        good.trim_end_matches('=').to_owned(),
+    ] {
+        assert_eq!(parse(&other), Err(ParseError::OtherKey), "{other}");
     }
 }
 
@@ -130,16 +138,17 @@ proptest! {
         text in "[A-Za-z0-9+/=\\x20-\\x7eéß]{680,690}",
         at in 0_usize..680,
     ) {
-        static KEYS: std::sync::OnceLock<Keyring> = std::sync::OnceLock::new();
-        let decryptor = Decryptor::new(KEYS.get_or_init(keys).clone());
-        if let Some(ciphertext) = decryptor.parse(&text) {
+        static KEYS: std::sync::OnceLock<Arc<Keys>> = std::sync::OnceLock::new();
+        let keys = KEYS.get_or_init(keys);
+        if let Ok(ciphertext) = Decryptor::parse(keys, &text) {
             prop_assert_eq!(STANDARD.encode(&ciphertext.bytes), text);
         }
         let good = STANDARD.encode([1; 512]);
         let mut other = good.clone().into_bytes();
         other[at] = if other[at] == b'B' { b'C' } else { b'B' };
         let other = String::from_utf8(other).unwrap();
-        let (good, other) = (decryptor.parse(&good).unwrap(), decryptor.parse(&other).unwrap());
+        let parse = |text: &str| Decryptor::parse(keys, text).unwrap();
+        let (good, other) = (parse(&good), parse(&other));
         prop_assert_ne!(good.digest, other.digest);
     }
 }

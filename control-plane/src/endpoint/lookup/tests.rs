@@ -161,6 +161,10 @@ impl Backend for Runs {
         Box::pin(std::future::ready(Err(BackendError::NotFound)))
     }
 
+    fn sees_all(&self) -> bool {
+        true
+    }
+
     fn sessions(&self) -> Vec<SessionId> {
         self.0.keys().cloned().collect()
     }
@@ -270,6 +274,7 @@ async fn before_the_first_list_only_what_is_there_counts() {
         generation: 7,
         status,
         namespace: None,
+        keypair: None,
     };
     let ended = RunStatus::Ended {
         at: SystemTime::UNIX_EPOCH,

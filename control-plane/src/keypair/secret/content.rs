@@ -46,7 +46,7 @@ pub(super) fn new_signing_key() -> Result<Made, InvalidKey> {
 }
 
 /// The data of one Secret.
-pub(super) struct Content {
+pub(in crate::keypair) struct Content {
     place: String,
     data: BTreeMap<String, Zeroizing<Vec<u8>>>,
 }
@@ -64,7 +64,7 @@ impl Content {
     }
 
     /// The keypair, and the key before it.
-    pub(super) fn keypair(&self) -> Result<Rotating<DecryptingKey>, KeypairError> {
+    pub(in crate::keypair) fn keypair(&self) -> Result<Rotating<DecryptingKey>, KeypairError> {
         let current = self.required(PRIVATE, |bytes| DecryptingKey::from_pem(pem::text(bytes)?))?;
         let is_pair = self.required(PUBLIC, |bytes| current.is_pair_of(pem::text(bytes)?))?;
         if !is_pair {
@@ -80,7 +80,7 @@ impl Content {
     }
 
     /// The root of session keys, and the one before it.
-    pub(super) fn root(&self) -> Result<Rotating<SessionRoot>, KeypairError> {
+    pub(in crate::keypair) fn root(&self) -> Result<Rotating<SessionRoot>, KeypairError> {
         Ok(Rotating {
             current: self.required(ROOT, root::parse)?,
             previous: self.optional(PREVIOUS_ROOT, root::parse)?,
@@ -88,7 +88,7 @@ impl Content {
     }
 
     /// The key that signs, and those that are only published.
-    pub(super) fn signing(&self) -> Result<SigningKeys, KeypairError> {
+    pub(in crate::keypair) fn signing(&self) -> Result<SigningKeys, KeypairError> {
         let parse = |bytes: &[u8]| SigningKey::from_pem(pem::text(bytes)?);
         let current = self.required(PRIVATE, parse)?;
         let next = self.optional(NEXT_PRIVATE, parse)?;

@@ -1,11 +1,14 @@
 use ambient_shared::proto;
 
 use super::*;
-use crate::backend::Agent;
+use crate::{backend::Agent, keypair::id::KeyId};
 
 mod pods;
 
-const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\n";
+const PUBLIC_KEY: PublicHalf<'static> = PublicHalf {
+    pem: "-----BEGIN PUBLIC KEY-----\n",
+    id: KeyId::from_bytes([9; 8]),
+};
 
 fn settings() -> DesiredSettings {
     DesiredSettings {
@@ -63,7 +66,7 @@ fn command(run: &DesiredRun) -> &[String] {
 fn a_plain_session_has_this_environment() {
     let run = run(|_| {});
     assert_eq!(command(&run), ["demo-agent"]);
-    assert_eq!(run.generation, 0);
+    assert_eq!((run.generation, run.keypair), (0, PUBLIC_KEY.id));
     let expected = r"AGENTIC_SESSION_NAME=my session
 AGENTIC_SESSION_NAMESPACE=team-a
 AMBIENT_AGENT_IO=stream-json
@@ -112,6 +115,7 @@ fn a_full_session_has_this_environment() {
         );
     });
     let settings = DesiredSettings {
+        token_ca: Some("-----BEGIN CERTIFICATE-----\n".to_owned()),
         grpc_tls: true,
         grpc_ca_file: Some("/ca.pem".into()),
         ..settings()
@@ -131,6 +135,7 @@ AGENT_ID=agent-1
 AMBIENT_AGENT_IO=lines
 AMBIENT_AGENT_TURNS=3
 AMBIENT_API_URL=http://127.0.0.1:8000
+AMBIENT_CP_TOKEN_CA=-----BEGIN CERTIFICATE-----\n
 AMBIENT_CP_TOKEN_PUBLIC_KEY=-----BEGIN PUBLIC KEY-----\n
 AMBIENT_CP_TOKEN_URL=http://127.0.0.1:8080/token
 AMBIENT_GRACE_PERIOD=30s

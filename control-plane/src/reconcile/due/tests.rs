@@ -27,6 +27,7 @@ impl Seen {
                     generation,
                     status,
                     namespace: None,
+                    keypair: None,
                 };
                 runs.insert(id.clone(), run);
             }
@@ -64,6 +65,10 @@ impl Backend for Seen {
 
     fn write_token<'a>(&'a self, _: &'a SessionId, _: &'a Credentials) -> Done<'a> {
         unreachable!("only marks are made")
+    }
+
+    fn sees_all(&self) -> bool {
+        true
     }
 
     fn sessions(&self) -> Vec<SessionId> {

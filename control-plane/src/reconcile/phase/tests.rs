@@ -24,6 +24,7 @@ fn run(generation: u32, status: RunStatus) -> RunState {
         generation,
         status,
         namespace: None,
+        keypair: None,
     }
 }
 

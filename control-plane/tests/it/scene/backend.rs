@@ -6,15 +6,18 @@ use std::{
     time::Duration,
 };
 
-use ambient_control_plane::backend::{
-    Backend, BackendError, Credentials, DesiredRun, Observer, RunEnd, RunState, RunStatus,
-    TokenTimes,
+use ambient_control_plane::{
+    backend::{
+        Backend, BackendError, Credentials, DesiredRun, Observer, RunEnd, RunState, RunStatus,
+        TokenTimes,
+    },
+    keypair::id::KeyId,
 };
-use ambient_shared::{clock::Clock, session::SessionId};
+use ambient_shared::{clock::Clock, proof::SessionRoot, session::SessionId};
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use super::{Changes, id};
+use super::{Changes, ROOT, id};
 
 /// What the backend did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +135,7 @@ impl Recording {
             generation,
             status,
             namespace: None,
+            keypair: None,
         };
         self.state().runs.insert(id(session), run);
         self.tell(&id(session));
@@ -173,6 +177,7 @@ impl Recording {
         let times = TokenTimes {
             issued_at: now - age,
             expires_at: Some(now + left),
+            root: Some(KeyId::from_bytes(SessionRoot::new(ROOT).id())),
         };
         self.state().tokens.insert(id(session), times);
     }
@@ -254,6 +259,7 @@ impl Recording {
                 generation,
                 status,
                 namespace: None,
+                keypair: Some(run.keypair),
             },
         );
         state.tokens.insert(run.id.clone(), times(credentials));
@@ -266,6 +272,7 @@ fn times(credentials: &Credentials) -> TokenTimes {
     TokenTimes {
         issued_at: Clock::system().now(),
         expires_at: credentials.token.expires_at(),
+        root: Some(credentials.root),
     }
 }
 
@@ -345,6 +352,10 @@ impl Backend for Recording {
         drop(state);
         self.tell(id);
         Box::pin(std::future::ready(written))
+    }
+
+    fn sees_all(&self) -> bool {
+        true
     }
 
     fn sessions(&self) -> Vec<SessionId> {

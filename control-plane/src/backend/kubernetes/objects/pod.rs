@@ -18,7 +18,7 @@ use super::{
 use crate::backend::{
     Agent, BackendError, DesiredRun,
     kubernetes::{
-        names::{GENERATION, SESSION_ID, SESSION_NAME, SessionRef},
+        names::{GENERATION, SESSION_ID, SESSION_NAME, SessionRef, TOKEN_KEYPAIR},
         settings::KubernetesSettings,
     },
 };
@@ -73,6 +73,7 @@ pub(crate) fn pod(
         (SESSION_ID, session.id.as_str().to_owned()),
         (SESSION_NAME, run.name.chars().take(MAX_NAME).collect()),
         (GENERATION, run.generation.to_string()),
+        (TOKEN_KEYPAIR, run.keypair.to_string()),
         (DEFAULT_CONTAINER, AGENT.to_owned()),
     ];
     let annotations = annotations.map(|(name, value)| (name.to_owned(), value));

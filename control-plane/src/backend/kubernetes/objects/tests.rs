@@ -15,6 +15,7 @@ use crate::backend::{
         Provider, SecretRef, Vertex,
     },
 };
+use crate::keypair::id::KeyId;
 
 mod overlay;
 mod restricted;
@@ -80,6 +81,7 @@ fn run(agent: Agent) -> DesiredRun {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
         resources: ResourceOverrides::default(),
+        keypair: KeyId::from_bytes([1; 8]),
     }
 }
 
@@ -130,6 +132,7 @@ fn credentials() -> Credentials {
     Credentials {
         token: Token::new(TOKEN, Some(expires_at)).unwrap(),
         session_key: SessionKey::from_text(KEY).unwrap(),
+        root: KeyId::from_bytes([2; 8]),
     }
 }
 

@@ -98,6 +98,7 @@ impl Entry {
             generation: pod.generation,
             status: pod.stage.status(held.since, now),
             namespace: Some(namespace.to_owned()),
+            keypair: pod.keypair,
         })
     }
 
@@ -189,6 +190,7 @@ impl Entry {
                 generation: pod.generation,
                 status: pod.stage.gone(held.asked, now),
                 namespace: Some(namespace.to_owned()),
+                keypair: pod.keypair,
             });
         }
         *self.place(kind) = None;

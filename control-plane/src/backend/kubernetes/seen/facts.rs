@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use super::super::{
     managed::owns_all,
     names::{
-        GENERATION, MANAGED, MANAGED_BY, PROJECT_ID, SESSION_ID, SessionRef, TOKEN_EXPIRES_AT,
-        TOKEN_ISSUED_AT,
+        GENERATION, MANAGED, MANAGED_BY, PROJECT_ID, SESSION_ID, SESSION_ROOT, SessionRef,
+        TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT, TOKEN_KEYPAIR,
     },
     objects,
     pod_state::{Stage, has_running_container},
 };
-use crate::backend::TokenTimes;
+use crate::{backend::TokenTimes, keypair::id::KeyId};
 
 /// Kinds of a session's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,7 +80,7 @@ pub(crate) struct Facts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum What {
     Pod(PodFacts),
-    /// The times of its token; none when it was edited by somebody else.
+    /// What is known of its token; none when it was edited by somebody else.
     Secret(Option<TokenTimes>),
     Account {
         /// It is being deleted, and with it all else.
@@ -96,6 +96,7 @@ pub(crate) enum What {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodFacts {
     pub(crate) generation: u32,
+    pub(crate) keypair: Option<KeyId>,
     pub(crate) stage: Stage,
     pub(crate) deleting: bool,
     /// The agent has ended, but a container beside it runs on.
@@ -129,6 +130,7 @@ impl Reader {
             let stage = Stage::of(pod);
             What::Pod(PodFacts {
                 generation: generation.and_then(|it| it.parse().ok()).unwrap_or(0),
+                keypair: key_id(&pod.metadata, TOKEN_KEYPAIR),
                 deleting: pod.metadata.deletion_timestamp.is_some(),
                 lingers: matches!(stage, Stage::Ended { .. }) && has_running_container(pod),
                 stage,
@@ -209,6 +211,9 @@ fn written_secret(session: &SessionRef, metadata: &ObjectMeta) -> Value {
     if annotation(metadata, TOKEN_EXPIRES_AT).is_some() {
         annotations.insert(TOKEN_EXPIRES_AT, "");
     }
+    if annotation(metadata, SESSION_ROOT).is_some() {
+        annotations.insert(SESSION_ROOT, "");
+    }
     json!({
         "metadata": {"labels": session.labels(), "annotations": annotations},
         "data": {"api-token": "", "session-key": ""},
@@ -222,7 +227,12 @@ fn token_times(metadata: &ObjectMeta) -> Option<TokenTimes> {
         // One that cannot be read is no time without end.
         expires_at: annotation(metadata, TOKEN_EXPIRES_AT)
             .map(|_| time(TOKEN_EXPIRES_AT).unwrap_or(SystemTime::UNIX_EPOCH)),
+        root: key_id(metadata, SESSION_ROOT),
     })
+}
+
+fn key_id(metadata: &ObjectMeta, name: &str) -> Option<KeyId> {
+    annotation(metadata, name)?.parse().ok()
 }
 
 fn owners(metadata: &ObjectMeta, session: &SessionRef) -> Vec<String> {

@@ -4,6 +4,7 @@ use ambient_shared::{proof::SessionKey, token::Token};
 use proptest::prelude::*;
 
 use super::*;
+use crate::keypair::id::KeyId;
 
 fn id(text: &str) -> SessionId {
     SessionId::parse(text).unwrap()
@@ -112,6 +113,7 @@ fn nobody_else_may_read_any_of_it() {
     let credentials = Credentials {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
+        root: KeyId::from_bytes([2; 8]),
     };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
     let times = folder.write_credentials(&credentials, now).unwrap();
@@ -149,6 +151,7 @@ fn a_deleted_secret_has_no_times() {
     let credentials = Credentials {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
+        root: KeyId::from_bytes([2; 8]),
     };
     folder
         .write_credentials(&credentials, SystemTime::UNIX_EPOCH)
