@@ -107,9 +107,11 @@ pub const REFRESHES: &str = "ambient_control_plane_refresh_writes_total";
 pub const REFRESH_DUE: &str = "ambient_control_plane_refresh_due";
 /// Histogram: from a token's being found due until another was written in its place, in seconds.
 pub const REFRESH_LAG: &str = "ambient_control_plane_refresh_lag_seconds";
-/// Gauge: when the oldest of the tokens in Secrets of running sessions was issued, in Unix seconds.
+/// Gauge: when the oldest of the tokens in Secrets of running sessions was issued, in Unix seconds;
+/// infinite when there is none.
 pub const OLDEST_ISSUE: &str = "ambient_control_plane_refresh_oldest_issue_timestamp_seconds";
-/// Gauge: the earliest expiry among the token Secrets of running sessions, in Unix seconds.
+/// Gauge: the earliest expiry among the token Secrets of running sessions, in Unix seconds; infinite
+/// when none expires.
 pub const EARLIEST_EXPIRY: &str = "ambient_control_plane_refresh_earliest_expiry_timestamp_seconds";
 
 // Local processes.

@@ -9,11 +9,13 @@
 
 mod check;
 mod endpoint;
+mod faults;
 mod feed;
 mod issuers;
 mod keys;
 mod kubernetes;
 mod local;
+mod metrics;
 mod permissions;
 mod process;
 mod projects;

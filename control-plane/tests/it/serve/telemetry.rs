@@ -22,6 +22,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use crate::metrics::is_in_table;
+
 use super::{DEADLINE, RealApi, SERVICE, api, create, program, ready, set_status, until_phase};
 
 const COLLECTOR_SECRET: &str = "collector-password";
@@ -181,8 +183,9 @@ async fn a_collector_sees_exchanges_and_reconciles_and_no_secret() {
         })
         .await;
     assert_eq!(line["trace_id"], *reconcile.trace);
-    let exported = "ambient_trace_spans_total{result=\"exported\"}";
-    assert!(metrics(admin).await.contains(exported));
+    let page = metrics(admin).await;
+    assert!(page.contains("ambient_trace_spans_total{result=\"exported\"}"));
+    is_in_table(&page);
 
     let control_plane = ends(control_plane).await;
     let names = [
@@ -199,6 +202,7 @@ async fn a_collector_sees_exchanges_and_reconciles_and_no_secret() {
         assert!(names.contains(&span.name.as_str()), "{span:?}");
     }
     let key = session.key();
+    assert!(collector.was_told(&hash), "what is told is found");
     for secret in [
         session.id.as_str(),
         SERVICE,
