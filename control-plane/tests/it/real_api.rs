@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::scene::{Call, Changes, FakeIssuer, Plan, Recording, controller, id, until};
 
 pub const SERVICE: &str = "service-token";
-const OPERATOR: &str = "operator-token";
+pub const OPERATOR: &str = "operator-token";
 
 /// An API server with its database in a file.
 pub struct RealApi {

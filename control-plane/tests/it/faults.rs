@@ -1,0 +1,6 @@
+//! The program itself between servers that fail: whatever breaks and whenever it is killed, each
+//! session reaches its right phase, nothing is orphaned and nothing is made twice.
+
+mod cut_points;
+mod kubernetes;
+mod site;

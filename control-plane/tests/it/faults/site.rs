@@ -1,0 +1,415 @@
+//! An installation on the shared cluster: an API server, the program, and a proxy between it and
+//! each of the two servers that it needs.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ambient_shared::{
+    bearer::PublicKey, clock::Clock, exchange::Exchange, proof::SessionKey, session::SessionId,
+};
+use ambient_testing::{
+    DEADLINE,
+    cluster::{ADMIN, CONTROL_PLANE, Cluster},
+    kube_proxy::{Asked, KubeProxy, asked},
+    programs::{Program, Running},
+    proxy::{Call, Proxy, Upstream},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    permissions,
+    real_api::{OPERATOR, RealApi, SERVICE},
+};
+
+/// How often is looked for what nothing announces.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// The node of all pods.
+pub const NODE: &str = "faults-node";
+
+/// An installation.
+pub struct Site {
+    /// Its own namespace.
+    pub name: String,
+    /// A project, which is also the name of its namespace.
+    pub project: String,
+    pub api: RealApi,
+    /// Between the program and kube-apiserver.
+    pub kube: KubeProxy,
+    /// Between the program and the API server's gRPC.
+    pub grpc: Proxy,
+    cluster: String,
+    admin: String,
+    kubeconfig: PathBuf,
+    http: reqwest::Client,
+    _folder: TempDir,
+}
+
+impl Site {
+    /// An installation of this name on the shared cluster, with keys, and without a program that
+    /// runs.
+    pub async fn new(name: &str) -> Self {
+        let cluster = Cluster::shared();
+        permissions::grant(cluster);
+        Self::on(cluster, name).await
+    }
+
+    /// As [`Site::new`], on a cluster of the test's own.
+    pub async fn on(cluster: &Cluster, name: &str) -> Self {
+        let site = Self::bare(cluster, name).await;
+        for secret in keys().await {
+            let path = format!("/api/v1/namespaces/{name}/secrets");
+            let made = site.ask(Method::POST, &path, Some(secret)).await;
+            assert_eq!(made.0, 201, "{}", made.1);
+        }
+        site
+    }
+
+    /// As [`Site::new`], without keys: the program makes them.
+    pub async fn bare(cluster: &Cluster, name: &str) -> Self {
+        permissions::grant_own(cluster, name);
+        cluster.add_node(NODE);
+        let folder = tempfile::tempdir().unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let api = RealApi::start(&folder.path().join("db"), any, any).await;
+        let ca = std::fs::read(cluster.ca()).unwrap();
+        let ca = reqwest::Certificate::from_pem(&ca).unwrap();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .add_root_certificate(ca)
+            .build()
+            .unwrap();
+        let kube = KubeProxy::start(cluster).await;
+        Self {
+            cluster: cluster.url(),
+            admin: cluster.token(ADMIN).to_owned(),
+            kubeconfig: kube.kubeconfig(cluster, CONTROL_PLANE),
+            name: name.to_owned(),
+            project: format!("{name}-team"),
+            grpc: Proxy::start(&Upstream::Grpc(api.grpc)).await,
+            api,
+            kube,
+            http,
+            _folder: folder,
+        }
+    }
+
+    /// The program, with what every installation sets.
+    pub fn program(&self) -> Program {
+        Program::new("ambient-control-plane")
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("CP_RUNTIME_NAMESPACE", &self.name)
+            .env(
+                "AMBIENT_API_SERVER_URL",
+                format!("http://{}", self.api.rest),
+            )
+            .env("AMBIENT_GRPC_SERVER_ADDR", self.grpc.address().to_string())
+            .env("AMBIENT_API_TOKEN", SERVICE)
+            .env("CP_TOKEN_ISSUER", "minted")
+            .env("CP_TOKEN_LISTEN_ADDR", "127.0.0.1:0")
+            .env("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("RUNNER_IMAGE", "local/agent:1")
+            .env("AMBIENT_RUNNER_IMAGE", "local/ambient-runner:1")
+            .env("AMBIENT_SIDECAR_IMAGE", "local/ambient-sidecar:1")
+            .env("AGENT_COMMAND", r#"["sh","-c","echo hello"]"#)
+    }
+
+    /// Kills the program as a lost machine does, and lets nobody wait for its Lease to run out.
+    pub async fn kill(&self, program: &mut Running) {
+        program.kill().await;
+        let path = format!(
+            "/apis/coordination.k8s.io/v1/namespaces/{}/leases/ambient-control-plane",
+            self.name
+        );
+        self.ask(Method::DELETE, &path, None).await;
+    }
+
+    /// Makes the project, and waits until sessions can be there.
+    pub async fn create_project(&self) {
+        let body = json!({"name": self.project});
+        self.rest(Method::POST, "/projects", Some(&body)).await;
+        let path = format!("/api/v1/namespaces/{}", self.project);
+        self.wait_for(&path, |it| {
+            it["metadata"]["annotations"]["ambient-code.io/follows-project"] == "true"
+        })
+        .await;
+    }
+
+    /// Makes a session of the project.
+    pub async fn create(&self) -> Session<'_> {
+        let body = json!({"name": "a session", "project_id": self.project});
+        let session = self.rest(Method::POST, "/sessions", Some(&body)).await;
+        let id = session["id"].as_str().unwrap().to_owned();
+        Session { site: self, id }
+    }
+
+    /// One request to the API server as its operator.
+    pub async fn rest(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
+        let url = format!("http://{}/api/ambient/v1{path}", self.api.rest);
+        let mut request = self.http.request(method, url).bearer_auth(OPERATOR);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success(), "{path}: {status} {text}");
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// One request to the cluster as its administrator; a patch is a merge patch.
+    pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let url = format!("{}{path}", self.cluster);
+        let kind = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let mut request = self.http.request(method, url).bearer_auth(&self.admin);
+        if let Some(body) = body {
+            request = request.header("content-type", kind).body(body.to_string());
+        }
+        let Ok(answer) = request.send().await else {
+            return (0, Value::Null);
+        };
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap_or_default();
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    /// An object of the cluster, if it is there.
+    pub async fn get(&self, path: &str) -> Option<Value> {
+        let (status, object) = self.ask(Method::GET, path, None).await;
+        (status == 200).then_some(object)
+    }
+
+    /// Waits until an object is there and as wanted, and gives it.
+    pub async fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let object = self.get(path).await;
+            if let Some(object) = object.as_ref().filter(|it| wanted(it)) {
+                return object.clone();
+            }
+            assert!(Instant::now() < deadline, "{path} is {object:#?}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until an object is gone.
+    pub async fn wait_gone(&self, path: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while let Some(object) = self.get(path).await {
+            assert!(Instant::now() < deadline, "still there: {object:#}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The objects of a kind in the project's namespace that are of a session, by whatever says so.
+    pub async fn objects(&self, resource: &str, id: &str) -> Vec<Value> {
+        let path = format!("/api/v1/namespaces/{}/{resource}", self.project);
+        let list = self.get(&path).await.unwrap_or_default();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let is_its = |it: &Value| it["metadata"].to_string().contains(id);
+        items.into_iter().filter(is_its).collect()
+    }
+
+    /// Calls to kube-apiserver so far, as it names them, with the status of each answer.
+    pub fn asked(&self) -> Vec<(Asked, Option<u16>)> {
+        let calls = self.kube.calls();
+        let answered = |call: &Call| call.answered.map(|status| status.as_u16());
+        calls.iter().map(|it| (asked(it), answered(it))).collect()
+    }
+}
+
+/// A session of a site.
+pub struct Session<'a> {
+    pub site: &'a Site,
+    pub id: String,
+}
+
+impl Session<'_> {
+    /// Path of one of its objects, by the contract.
+    pub fn path(&self, resource: &str, ending: &str) -> String {
+        let (project, id) = (&self.site.project, &self.id);
+        format!("/api/v1/namespaces/{project}/{resource}/session-{id}{ending}")
+    }
+
+    pub fn pod(&self) -> String {
+        self.path("pods", "-runner")
+    }
+
+    pub fn secret(&self) -> String {
+        self.path("secrets", "-creds")
+    }
+
+    /// Waits until the API server has it in this phase.
+    pub async fn until_phase(&self, phase: &str) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        let path = format!("/sessions/{}", self.id);
+        loop {
+            let session = self.site.rest(Method::GET, &path, None).await;
+            if session["phase"] == phase {
+                return session;
+            }
+            assert!(Instant::now() < deadline, "not {phase}: {session:#}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// `start`, `stop`.
+    pub async fn post(&self, what: &str) {
+        let path = format!("/sessions/{}/{what}", self.id);
+        self.site.rest(Method::POST, &path, None).await;
+    }
+
+    pub async fn delete(&self) {
+        let path = format!("/sessions/{}", self.id);
+        self.site.rest(Method::DELETE, &path, None).await;
+    }
+
+    /// Waits for its pod of this generation, and gives it a node.
+    pub async fn bound(&self, generation: u32) -> Value {
+        let generation = generation.to_string();
+        let path = self.pod();
+        let pod = self.site.wait_for(&path, |pod| {
+            let metadata = &pod["metadata"];
+            metadata["annotations"]["ambient-code.io/generation"] == generation.as_str()
+                && metadata["deletionTimestamp"].is_null()
+        });
+        let pod = pod.await;
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let body = json!({
+            "metadata": {"name": name},
+            "target": {"kind": "Node", "name": NODE},
+        });
+        let path = format!("{}/binding", self.pod());
+        let bound = self.site.ask(Method::POST, &path, Some(&body)).await;
+        assert_eq!(bound.0, 201, "{}", bound.1);
+        pod
+    }
+
+    /// Lets its pod of this generation run.
+    pub async fn runs(&self, generation: u32) -> Value {
+        let pod = self.bound(generation).await;
+        let state = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+        self.set_status("Running", &state).await;
+        pod
+    }
+
+    /// Its agent has ended with this code.
+    pub async fn ends(&self, code: i32) {
+        let at = "2026-01-01T00:00:00Z";
+        let state = json!({"terminated": {"exitCode": code, "startedAt": at, "finishedAt": at}});
+        let phase = if code == 0 { "Succeeded" } else { "Failed" };
+        self.set_status(phase, &state).await;
+    }
+
+    async fn set_status(&self, phase: &str, state: &Value) {
+        let runs = phase == "Running";
+        let body = json!({"status": {
+            "phase": phase,
+            "conditions": [
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "Ready", "status": if runs { "True" } else { "False" }},
+            ],
+            "containerStatuses": [{
+                "name": "ambient-code-runner", "image": "", "imageID": "", "restartCount": 0,
+                "ready": runs, "state": state,
+            }],
+        }});
+        let path = format!("{}/status", self.pod());
+        let set = self.site.ask(Method::PATCH, &path, Some(&body)).await;
+        assert_eq!(set.0, 200, "{}", set.1);
+    }
+
+    /// Waits until its pod is asked to end, and lets it, as its kubelet does.
+    pub async fn finishes(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while let Some(pod) = self.site.get(&self.pod()).await {
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                let at_once = json!({
+                    "gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]},
+                });
+                self.site
+                    .ask(Method::DELETE, &self.pod(), Some(&at_once))
+                    .await;
+                return;
+            }
+            assert!(Instant::now() < deadline, "not asked to end: {pod:#}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until nothing is left of it.
+    pub async fn is_gone(&self) {
+        for (resource, ending) in [
+            ("pods", "-runner"),
+            ("serviceaccounts", "-sa"),
+            ("secrets", "-creds"),
+            ("services", ""),
+        ] {
+            self.site.wait_gone(&self.path(resource, ending)).await;
+            let left = self.site.objects(resource, &self.id).await;
+            assert!(left.is_empty(), "{left:#?}");
+        }
+    }
+
+    /// What asks this endpoint for its tokens, as its runner does. Its objects must be there.
+    pub async fn exchange(&self, endpoint: SocketAddr) -> Exchange {
+        let id = SessionId::parse(self.id.as_str()).unwrap();
+        let secret = self.site.get(&self.secret()).await.unwrap();
+        let key = secret["data"]["session-key"].as_str().unwrap();
+        let key = String::from_utf8(STANDARD.decode(key).unwrap()).unwrap();
+        let pod = self.site.get(&self.pod()).await.unwrap();
+        let environment = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+        let mut environment = environment.iter();
+        let public = environment.find(|it| it["name"] == "AMBIENT_CP_TOKEN_PUBLIC_KEY");
+        let public = public.unwrap()["value"].as_str().unwrap();
+        Exchange::new(
+            self.site.http.clone(),
+            format!("http://{endpoint}/token").parse().unwrap(),
+            PublicKey::from_pem(public).unwrap().encrypt(&id).unwrap(),
+            SessionKey::from_text(&key),
+            Clock::system(),
+        )
+    }
+
+    /// Exactly one object of each kind is there.
+    pub async fn is_whole(&self) {
+        for resource in ["pods", "serviceaccounts", "secrets", "services"] {
+            let there = self.site.objects(resource, &self.id).await;
+            assert_eq!(there.len(), 1, "{resource}: {there:#?}");
+        }
+    }
+}
+
+/// The keys of all sites: made once, by the program, as an RSA key takes a while.
+async fn keys() -> &'static [Value] {
+    static KEYS: OnceCell<Vec<Value>> = OnceCell::const_new();
+    let made = KEYS.get_or_init(|| async {
+        let cluster = Cluster::shared();
+        permissions::grant(cluster);
+        let site = Site::bare(cluster, "faults-keys").await;
+        let mut program = site.program().start();
+        let mut keys = Vec::new();
+        for name in [
+            "ambient-cp-token-keypair",
+            "ambient-cp-session-root",
+            "ambient-cp-signing-key",
+        ] {
+            let path = format!("/api/v1/namespaces/{}/secrets/{name}", site.name);
+            let secret = site.wait_for(&path, |_| true).await;
+            // Without our label: somebody else's, which is read and never written.
+            keys.push(json!({"metadata": {"name": name}, "data": secret["data"]}));
+        }
+        site.kill(&mut program).await;
+        keys
+    });
+    made.await
+}
