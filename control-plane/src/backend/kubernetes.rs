@@ -54,6 +54,7 @@ mod start;
 mod token;
 mod watches;
 
+pub use follow::WatchTimes;
 pub use seen::ProjectOf;
 
 /// From a write to its being seen in the pod: a kubelet looks at each pod once a minute, and at a
@@ -81,10 +82,11 @@ pub struct KubernetesBackend {
 pub struct KubernetesTasks {
     inner: Arc<Inner>,
     events: Events,
+    times: WatchTimes,
 }
 
 struct Inner {
-    client: kube::Client,
+    clients: Clients,
     settings: Arc<KubernetesSettings>,
     projects: Arc<Projects>,
     seen: Arc<Seen>,
@@ -109,7 +111,6 @@ impl KubernetesBackend {
         observer: Observer,
         clock: Clock,
     ) -> (Self, KubernetesTasks) {
-        let client = clients.projects.clone();
         let repairs = WorkQueue::new(Policy::default(), groups(&project_of));
         let namespace_of = {
             let settings = Arc::clone(&settings);
@@ -122,9 +123,9 @@ impl KubernetesBackend {
             repairs.clone(),
             clock.clone(),
         );
-        let (teller, events) = events(client.clone(), clock.clone());
+        let (teller, events) = events(clients.upkeep.clone(), clock.clone());
         let inner = Arc::new(Inner {
-            client,
+            clients: clients.clone(),
             settings,
             projects,
             seen: Arc::new(seen),
@@ -140,6 +141,7 @@ impl KubernetesBackend {
         let tasks = KubernetesTasks {
             inner: Arc::clone(&inner),
             events,
+            times: WatchTimes::default(),
         };
         (Self { inner }, tasks)
     }
@@ -182,20 +184,31 @@ impl fmt::Debug for KubernetesTasks {
 }
 
 impl KubernetesTasks {
+    /// The same with other lengths of watches, for tests that cannot wait minutes.
+    #[must_use]
+    pub fn with_watch_times(self, times: WatchTimes) -> Self {
+        Self { times, ..self }
+    }
+
     /// Runs until `shutdown`.
     ///
     /// # Errors
     /// When a task fails or does not end in time.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskFailure> {
-        let Self { inner, events } = self;
+        let Self {
+            inner,
+            events,
+            times,
+        } = self;
         // A failure here ends these tasks; what it means for the program, the caller decides.
         let shutdown = shutdown.child_token();
         let mut tasks = Tasks::new(shutdown.clone());
         let watches = Watches {
-            client: inner.client.clone(),
+            client: inner.clients.watching.clone(),
             seen: Arc::clone(&inner.seen),
             installation: inner.settings.namespace.clone(),
             tenants: matches!(inner.settings.platform, Platform::Mpp { .. }),
+            times,
         };
         tasks.spawn("watches of Kubernetes", watches.run(shutdown.clone()));
         tasks.spawn(
@@ -289,6 +302,10 @@ impl Backend for KubernetesBackend {
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(self.inner.write_token(id, credentials))
+    }
+
+    fn sees_all(&self) -> bool {
+        self.inner.seen.sees_all()
     }
 
     fn sessions(&self) -> Vec<SessionId> {

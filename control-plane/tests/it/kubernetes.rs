@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Deref,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -13,7 +14,7 @@ use ambient_control_plane::{
         Agent, Backend, BackendError, Credentials, DesiredRun, Observer, ResourceOverrides, RunEnd,
         RunState, RunStatus,
         kubernetes::{
-            KubernetesBackend, ProjectOf,
+            KubernetesBackend, ProjectOf, WatchTimes,
             projects::Projects,
             settings::{
                 Companions, Images, KubernetesSettings, ModelAccess, Platform, PodSettings,
@@ -107,10 +108,25 @@ fn shared() -> &'static Cluster {
     cluster
 }
 
-async fn clients(cluster: &Cluster) -> Clients {
+/// How a backend reaches its cluster, and how long it watches.
+struct Access {
+    kubeconfig: PathBuf,
+    times: WatchTimes,
+}
+
+impl From<&Cluster> for Access {
+    fn from(cluster: &Cluster) -> Self {
+        Self {
+            kubeconfig: cluster.kubeconfig(CONTROL_PLANE),
+            times: WatchTimes::default(),
+        }
+    }
+}
+
+async fn clients(kubeconfig: PathBuf) -> Clients {
     install_crypto_provider();
     let access = ClusterSettings {
-        kubeconfig: Some(cluster.kubeconfig(CONTROL_PLANE)),
+        kubeconfig: Some(kubeconfig),
         project_token_file: None,
     };
     connect(&access, Fence::open()).await.unwrap()
@@ -118,7 +134,11 @@ async fn clients(cluster: &Cluster) -> Clients {
 
 impl Work {
     /// A backend that is told of sessions by hand, once it has seen what there is.
-    async fn start(cluster: &Cluster, settings: KubernetesSettings, sessions: &Sessions) -> Self {
+    async fn start(
+        access: impl Into<Access>,
+        settings: KubernetesSettings,
+        sessions: &Sessions,
+    ) -> Self {
         let changes = Changes::default();
         let observer: Observer = {
             let changes = Arc::clone(&changes);
@@ -128,19 +148,20 @@ impl Work {
             let sessions = Arc::clone(sessions);
             Arc::new(move |id| sessions.lock().unwrap().get(id).cloned())
         };
-        let mut work = Self::open(cluster, settings, project_of, observer).await;
+        let mut work = Self::open(access, settings, project_of, observer).await;
         work.changes = changes;
         work.sessions = Arc::clone(sessions);
         work
     }
 
     async fn open(
-        cluster: &Cluster,
+        access: impl Into<Access>,
         settings: KubernetesSettings,
         project_of: ProjectOf,
         observer: Observer,
     ) -> Self {
-        let clients = clients(cluster).await;
+        let Access { kubeconfig, times } = access.into();
+        let clients = clients(kubeconfig).await;
         let settings = Arc::new(settings);
         let projects = Arc::new(Projects::new(clients.clone(), Arc::clone(&settings)));
         let clock = Clock::system();
@@ -148,7 +169,7 @@ impl Work {
             KubernetesBackend::new(&clients, settings, projects, project_of, observer, clock);
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
-        let run = tasks.run(shutdown.clone());
+        let run = tasks.with_watch_times(times).run(shutdown.clone());
         let backend = Arc::new(backend);
         running.spawn({
             let (backend, shutdown) = (Arc::clone(&backend), shutdown.clone());

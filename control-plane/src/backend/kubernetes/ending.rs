@@ -49,7 +49,8 @@ impl Inner {
                 _ => News::Stopping,
             };
             self.teller.tell(&session, &held.facts.uid, news);
-            self.delete_pod(&session, &held.facts.uid).await?;
+            let client = &self.clients.ending;
+            self.delete_pod(client, &session, &held.facts.uid).await?;
         }
         let is_unknown = self
             .seen
@@ -88,44 +89,50 @@ impl Inner {
         session: &SessionRef,
         entry: &Entry,
     ) -> Result<(), BackendError> {
+        let client = &self.clients.ending;
         if let Some((held, pod)) = entry.pod() {
             if pod.deleting {
                 return Ok(());
             }
-            return self.delete_pod(session, &held.facts.uid).await;
+            return self.delete_pod(client, session, &held.facts.uid).await;
         }
-        if let Some(account) = entry.held(Kind::Account) {
-            if account.facts.what == (What::Account { deleting: true }) {
-                return Ok(());
-            }
+        let account = entry.held(Kind::Account);
+        if account.is_some_and(|it| it.facts.what == What::Account { deleting: true }) {
+            return Ok(());
+        }
+        // By what it owns, when it has lost its labels and does not show.
+        if let Some(uid) = entry.owner() {
             let name = session.service_account();
-            self.delete::<ServiceAccount>(session, &name, &account.facts.uid)
+            self.delete::<ServiceAccount>(client, session, &name, uid)
                 .await?;
         }
         // What has lost its owner is not collected with it.
         if let Some(secret) = entry.held(Kind::Secret).filter(|it| it.is_orphan()) {
-            self.delete::<Secret>(session, &session.token_secret(), &secret.facts.uid)
+            self.delete::<Secret>(client, session, &session.token_secret(), &secret.facts.uid)
                 .await?;
         }
         if let Some(service) = entry.held(Kind::Service).filter(|it| it.is_orphan()) {
-            self.delete::<Service>(session, &session.service(), &service.facts.uid)
+            self.delete::<Service>(client, session, &session.service(), &service.facts.uid)
                 .await?;
         }
         Ok(())
     }
 
-    /// Deletes the pod that was seen, with its own grace period.
+    /// Deletes the pod that was seen, with its own grace period, in the share of who asks for it.
     pub(super) async fn delete_pod(
         &self,
+        client: &kube::Client,
         session: &SessionRef,
         uid: &str,
     ) -> Result<(), BackendError> {
         self.seen.asked(&session.namespace, &session.id, uid);
-        self.delete::<Pod>(session, &session.pod(), uid).await
+        self.delete::<Pod>(client, session, &session.pod(), uid)
+            .await
     }
 
     async fn delete<K>(
         &self,
+        client: &kube::Client,
         session: &SessionRef,
         name: &str,
         uid: &str,
@@ -134,8 +141,7 @@ impl Inner {
         K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
         K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
-        let api: Api<PartialObjectMeta<K>> =
-            Api::namespaced(self.client.clone(), &session.namespace);
+        let api: Api<PartialObjectMeta<K>> = Api::namespaced(client.clone(), &session.namespace);
         let parameters = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),
             preconditions: Some(Preconditions {

@@ -2,8 +2,9 @@
 //!
 //! In: an API and a label selector. Out: a complete list, then each change, in order; a complete
 //! list again when the API server has forgotten where we were (410). Lists come in pages, and each
-//! object is reduced as it comes, so that neither many nor large ones fill the memory. Failures are
-//! tried again with capped backoff and jitter; meanwhile what was seen last still counts.
+//! object is reduced as it comes, so that neither many nor large ones fill the memory. A list also
+//! has strays: objects that have lost their label while nobody watched. Failures are tried again
+//! with capped backoff and jitter; meanwhile what was seen last still counts.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -27,13 +28,27 @@ use crate::metrics::WATCH_FAILURES;
 /// Objects on one page of a list: some megabytes of pods.
 const PAGE: u32 = 250;
 
-/// How long a watch is asked to last, in seconds; up to a quarter is added at random, so that the
-/// watches of many namespaces do not end together. A connection that died in silence is noticed
-/// after this.
-const WATCH_SECONDS: u32 = 200;
+/// How long watches last. What happens while one is open but dead is seen after five quarters of
+/// `asked` and `margin`, at the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchTimes {
+    /// How long a watch is asked to last, in seconds; up to a quarter is added at random, so that
+    /// the watches of many namespaces do not end together.
+    pub asked: u32,
+    /// How long after that a watch may still say something.
+    pub margin: Duration,
+}
 
-/// How long after that a watch may still say something.
-const MARGIN: Duration = Duration::from_secs(15);
+impl Default for WatchTimes {
+    /// Less than 5 minutes, as idle connections live behind usual load balancers. API servers say
+    /// something only every two minutes at worst, so that silence tells nothing before.
+    fn default() -> Self {
+        Self {
+            asked: 200,
+            margin: Duration::from_secs(15),
+        }
+    }
+}
 
 /// Waits after failures. A namespace that we may not read is asked for again and again, as its
 /// rights may be mended at any time.
@@ -70,10 +85,15 @@ pub(super) struct Follower<K> {
     pub(super) api: Api<K>,
     /// The labels of those that are followed.
     pub(super) selector: String,
+    /// The labels of those that should be among them and are not, as somebody has changed a label:
+    /// they are in lists, and no watch tells of them until they have their label again.
+    pub(super) strays: Option<String>,
     /// What is followed, for the log.
     pub(super) kind: &'static str,
     /// Where, for the log.
     pub(super) namespace: String,
+    /// How long watches last.
+    pub(super) times: WatchTimes,
 }
 
 /// Why following was interrupted.
@@ -163,13 +183,14 @@ where
             tell(Happened::Listed(all, number(&listed)));
             version.insert(listed).clone()
         };
-        let seconds = WATCH_SECONDS + rand::random_range(0..=WATCH_SECONDS / 4);
+        let WatchTimes { asked, margin } = self.times;
+        let seconds = asked + rand::random_range(0..=asked / 4);
         let params = WatchParams::default()
             .labels(&self.selector)
             .timeout(seconds);
         let events = self.api.watch(&params, &from).await.map_err(broken)?;
         tokio::pin!(events);
-        let limit = Duration::from_secs(u64::from(seconds)) + MARGIN;
+        let limit = Duration::from_secs(u64::from(seconds)) + margin;
         loop {
             let Ok(event) = timeout(limit, events.next()).await else {
                 return Err(Interruption::Silent);
@@ -196,10 +217,24 @@ where
         }
     }
 
-    /// All objects, page by page, and their version.
+    /// All objects and strays, and the version of the former.
     async fn list<T>(&self, reduce: &impl Fn(&K) -> T) -> Result<(Vec<T>, String), Interruption> {
-        let mut params = ListParams::default().labels(&self.selector).limit(PAGE);
         let mut all = Vec::new();
+        let version = self.pages(&self.selector, reduce, &mut all).await?;
+        if let Some(strays) = &self.strays {
+            self.pages(strays, reduce, &mut all).await?;
+        }
+        Ok((all, version))
+    }
+
+    /// The objects with these labels, page by page; gives their version.
+    async fn pages<T>(
+        &self,
+        selector: &str,
+        reduce: &impl Fn(&K) -> T,
+        all: &mut Vec<T>,
+    ) -> Result<String, Interruption> {
+        let mut params = ListParams::default().labels(selector).limit(PAGE);
         loop {
             let page = self.api.list(&params).await.map_err(|error| match error {
                 kube::Error::Api(status) if status.code == 410 => Interruption::Expired,
@@ -209,9 +244,7 @@ where
             let metadata = page.metadata;
             params.continue_token = metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                let version = metadata.resource_version;
-                let version = version.ok_or(Interruption::NoVersion)?;
-                return Ok((all, version));
+                return metadata.resource_version.ok_or(Interruption::NoVersion);
             }
         }
     }

@@ -4,9 +4,10 @@
 //! Secrets, `ServiceAccounts` and Services. Out: [`Seen`]. One task for each namespace, so that one
 //! that we may not read, or that does not answer, holds up no other.
 
-use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt::Debug, future::ready, sync::Arc, time::Duration};
 
 use ambient_shared::exit;
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::core::v1::{Namespace, Pod, Secret, Service, ServiceAccount},
@@ -22,8 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::{
-    follow::{Follower, Happened},
-    names::{CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY, check_project},
+    follow::{Follower, Happened, WatchTimes},
+    names::{
+        CREATED_BY, FIELD_MANAGER, INSTALLATION, MANAGED, MANAGED_BY, SESSION_ID, check_project,
+    },
     refusal::is_not_found,
     seen::{
         Found, Seen,
@@ -39,6 +42,7 @@ pub(super) struct Watches {
     pub(super) installation: String,
     /// Whether a tenant operator makes the namespaces: then all that have a project's name are ours.
     pub(super) tenants: bool,
+    pub(super) times: WatchTimes,
 }
 
 /// A namespace that a watch told of.
@@ -46,6 +50,9 @@ struct Place {
     found: Found,
     deleting: bool,
 }
+
+/// How many namespaces are looked for at once: one that hangs holds up no other.
+const AT_ONCE: usize = 8;
 
 /// How long a failed look for a namespace rests.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -76,6 +83,7 @@ impl Watches {
                         self.client.clone(),
                         Arc::clone(&self.seen),
                         name.clone(),
+                        self.times,
                     ))
                 });
             }
@@ -100,8 +108,10 @@ impl Watches {
         let follower = Follower {
             api: api.clone(),
             selector: format!("{MANAGED}=true,{INSTALLATION}={}", self.installation),
+            strays: None,
             kind: "namespaces",
             namespace: String::new(),
+            times: self.times,
         };
         let following = follower.run(
             |namespace: &PartialObjectMeta<Namespace>| Place {
@@ -125,24 +135,28 @@ impl Watches {
         let confirming = async {
             while doubted.changed().await.is_ok() {
                 let names = doubted.borrow_and_update().clone();
-                for name in names {
-                    match api.get(&name).await {
-                        Err(error) if is_not_found(&error) => self.seen.namespace_gone(&Found {
-                            name,
-                            uid: None,
-                            version: u64::MAX,
-                        }),
-                        // The next list asks again.
-                        Err(error) => {
-                            let reason = exit::report(&error);
-                            debug!(namespace = %name, %reason, "cannot tell whether it is there");
-                        }
-                        Ok(_) => {}
-                    }
-                }
+                let confirmed = stream::iter(names)
+                    .for_each_concurrent(AT_ONCE, |name| self.confirm(&api, name));
+                confirmed.await;
             }
         };
         tokio::join!(following, confirming, self.find(&api));
+    }
+
+    async fn confirm(&self, api: &Api<PartialObjectMeta<Namespace>>, name: String) {
+        match api.get(&name).await {
+            Err(error) if is_not_found(&error) => self.seen.namespace_gone(&Found {
+                name,
+                uid: None,
+                version: u64::MAX,
+            }),
+            // The next list asks again.
+            Err(error) => {
+                let reason = exit::report(&error);
+                debug!(namespace = %name, %reason, "cannot tell whether it is there");
+            }
+            Ok(_) => {}
+        }
     }
 
     /// Looks for sessions' namespaces that the list did not have.
@@ -150,31 +164,38 @@ impl Watches {
         let mut progress = self.seen.progress();
         loop {
             progress.mark_unchanged();
-            let mut failed = false;
-            for name in self.seen.unfound() {
-                // Of a session that can have none; the API server would not say that it is not there.
-                if check_project(&name, &name).is_err() {
-                    self.seen.namespace_absent(&name);
-                    continue;
-                }
-                match api.get_opt(&name).await {
-                    Ok(Some(namespace)) if self.is_ours(&namespace.metadata) => {
-                        info!(namespace = %name, "a namespace with sessions has lost our labels");
-                        self.seen.namespace_seen(&found(&namespace.metadata));
-                    }
-                    Ok(_) => self.seen.namespace_absent(&name),
-                    Err(error) => {
-                        let reason = exit::report(&error);
-                        debug!(namespace = %name, %reason, "cannot tell whether it is there");
-                        failed = true;
-                    }
-                }
-            }
+            let found = stream::iter(self.seen.unfound())
+                .map(|name| self.look(api, name))
+                .buffer_unordered(AT_ONCE)
+                .fold(true, |all, one| ready(all && one));
+            let all_found = found.await;
             tokio::select! {
                 changed = progress.changed() => if changed.is_err() { return },
-                () = sleep(AGAIN), if failed => {}
+                () = sleep(AGAIN), if !all_found => {}
             }
         }
+    }
+
+    /// Looks for one namespace. Says whether that told anything.
+    async fn look(&self, api: &Api<PartialObjectMeta<Namespace>>, name: String) -> bool {
+        // Of a session that can have none; the API server would not say that it is not there.
+        if check_project(&name, &name).is_err() {
+            self.seen.namespace_absent(&name);
+            return true;
+        }
+        match api.get_opt(&name).await {
+            Ok(Some(namespace)) if self.is_ours(&namespace.metadata) => {
+                info!(namespace = %name, "a namespace with sessions has lost our labels");
+                self.seen.namespace_seen(&found(&namespace.metadata));
+            }
+            Ok(_) => self.seen.namespace_absent(&name),
+            Err(error) => {
+                let reason = exit::report(&error);
+                debug!(namespace = %name, %reason, "cannot tell whether it is there");
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether sessions of ours may be in a namespace that is not labelled as ours.
@@ -202,10 +223,11 @@ struct Watched {
     seen: Arc<Seen>,
     namespace: String,
     reader: Reader,
+    times: WatchTimes,
 }
 
 /// Watches one namespace.
-async fn watch(client: kube::Client, seen: Arc<Seen>, namespace: String) {
+async fn watch(client: kube::Client, seen: Arc<Seen>, namespace: String, times: WatchTimes) {
     let watched = Watched {
         reader: Reader {
             namespace: namespace.clone(),
@@ -214,6 +236,7 @@ async fn watch(client: kube::Client, seen: Arc<Seen>, namespace: String) {
         client,
         seen,
         namespace,
+        times,
     };
     tokio::join!(
         watched.follow::<PartialObjectMeta<Secret>>(Kind::Secret, |reader, it| {
@@ -249,8 +272,10 @@ impl Watched {
         let follower = Follower {
             api: Api::<K>::namespaced(self.client.clone(), namespace),
             selector: format!("{MANAGED_BY}={FIELD_MANAGER}"),
+            strays: Some(format!("{SESSION_ID},{MANAGED_BY}!={FIELD_MANAGER}")),
             kind: kind.as_str(),
             namespace: namespace.clone(),
+            times: self.times,
         };
         let tell = |happened| match happened {
             Happened::Listed(all, version) => seen.listed(namespace, kind, all, version),

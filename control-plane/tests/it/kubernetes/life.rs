@@ -201,6 +201,35 @@ async fn a_session_that_is_removed_takes_along_what_was_disowned() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_whose_account_does_not_show_is_removed_whole() {
+    let scene = Scene::start("unlabelled").await;
+    let session = run("unlabelled-session", "unlabelled-team");
+    scene.started(&session).await;
+    scene
+        .cluster
+        .finish_pod(&session.project, &name(&session, "-runner"));
+    scene
+        .until_run(&session, "its pod is gone", |status| {
+            matches!(status, RunStatus::Ended { .. })
+        })
+        .await;
+    let sessions = Arc::clone(&scene.sessions);
+    scene.stop().await;
+    let unlabelled = json!({"metadata": {"labels": null, "annotations": null}});
+    let account = path(&session, "serviceaccounts", "-sa");
+    let patched = shared().request("PATCH", &account, Some(&unlabelled));
+    assert_eq!(patched.0, 200, "{}", patched.1);
+
+    let scene = Scene::with(settings("unlabelled"), &sessions).await;
+    scene.removed(&session.id).await;
+
+    for path in paths(&session) {
+        assert_eq!(scene.cluster.get(&path), None);
+    }
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn three_hundred_sessions_are_known_at_start() {
     let scene = Scene::start("many").await;
     let sessions: Vec<DesiredRun> = (0..300)

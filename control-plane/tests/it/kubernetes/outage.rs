@@ -1,6 +1,10 @@
-//! The API server of Kubernetes goes away and comes back.
+//! The API server of Kubernetes goes away and comes back, or seems to be there and says nothing.
 
-use ambient_testing::cluster::ClusterOptions;
+use ambient_testing::{
+    cluster::ClusterOptions,
+    kube_proxy::{KubeProxy, asked},
+    proxy::{Call, Fault},
+};
 
 use super::*;
 
@@ -40,5 +44,46 @@ async fn what_happens_after_kubernetes_was_away_is_seen() {
     let has_ended = |status: &RunStatus| matches!(status, RunStatus::Ended { .. });
     work.until_run(&session, "it has ended", has_ended).await;
     work.started(&run("outage-next", "outage-team")).await;
+    work.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_happens_while_a_watch_is_open_and_dead_is_seen_when_it_should_have_ended() {
+    let cluster = shared();
+    let proxy = KubeProxy::start(cluster).await;
+    let access = Access {
+        kubeconfig: proxy.kubeconfig(cluster, CONTROL_PLANE),
+        times: WatchTimes {
+            asked: 2,
+            margin: Duration::from_secs(1),
+        },
+    };
+    let work = Work::start(access, settings("dead"), &Sessions::default()).await;
+    let session = run("dead-session", "dead-team");
+    work.started(&session).await;
+    bind(cluster, &session);
+    set_status(cluster, &session, running());
+    work.until_run(&session, "it runs", is_running).await;
+
+    // The streams that are open now never say a word again, nor do they end.
+    let is_watch = |call: &Call| {
+        let asked = asked(call);
+        asked.verb == "watch" && asked.namespace == "dead-team"
+    };
+    let dead = proxy.streams(is_watch);
+    assert!(dead >= 1, "{dead} watches");
+    drop(proxy.inject(usize::MAX, is_watch, Fault::Silent));
+    let began = tokio::time::Instant::now();
+    set_status(cluster, &session, ended(3, "Error", ""));
+    let secret = path(&session, "secrets", "-creds");
+    assert_eq!(cluster.request("DELETE", &secret, None).0, 200);
+
+    let has_ended = |status: &RunStatus| matches!(status, RunStatus::Ended { .. });
+    work.until_run(&session, "it has ended", has_ended).await;
+    let is_lost = || work.backend.token_times(&session.id).is_none();
+    work.until("the Secret is gone", is_lost).await;
+    // Long before its usual time, with room for a slow machine.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
     work.stop().await;
 }

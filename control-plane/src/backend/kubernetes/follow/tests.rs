@@ -55,8 +55,13 @@ impl Script {
         let asked = self.asked.lock().unwrap();
         let short = |uri: &String| {
             let url = url::Url::parse(&format!("http://api{uri}")).unwrap();
-            let said = url.query_pairs().filter(|(name, _)| {
-                matches!(name.as_ref(), "watch" | "continue" | "resourceVersion")
+            let said = url.query_pairs().filter(|(name, value)| {
+                let is_usual = *value == *"a=b";
+                match name.as_ref() {
+                    "watch" | "continue" | "resourceVersion" => true,
+                    "labelSelector" => !is_usual,
+                    _ => false,
+                }
             });
             let said: Vec<_> = said
                 .map(|(name, value)| format!("{name}={value}"))
@@ -68,11 +73,17 @@ impl Script {
 
     /// Follows until so many things have happened.
     async fn follow(&self, count: usize) -> Vec<String> {
+        self.follow_with(None, count).await
+    }
+
+    async fn follow_with(&self, strays: Option<&str>, count: usize) -> Vec<String> {
         let follower = Follower {
             api: Api::<ConfigMap>::namespaced(self.client(), "team"),
             selector: "a=b".to_owned(),
+            strays: strays.map(ToOwned::to_owned),
             kind: "configmaps",
             namespace: "team".to_owned(),
+            times: WatchTimes::default(),
         };
         let (sender, mut happened) = mpsc::channel(100);
         let name = |object: &ConfigMap| object.metadata.name.clone().unwrap();
@@ -159,6 +170,29 @@ async fn a_list_comes_in_pages_and_a_watch_goes_on_where_it_ended() {
             "watch=true&resourceVersion=7",
             "watch=true&resourceVersion=9",
             "watch=true&resourceVersion=20",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_has_strays_and_the_watch_begins_where_the_list_was_taken() {
+    let script = Script::of([
+        list("7", "", &["a"]),
+        list("8", "next", &["b"]),
+        list("8", "", &["c"]),
+        events(&[event("ADDED", "b", "9")]),
+    ]);
+
+    let happened = script.follow_with(Some("a!=b"), 2).await;
+
+    assert_eq!(happened, ["a,b,c@7", "+b"]);
+    assert_eq!(
+        script.asked()[..4],
+        [
+            "",
+            "labelSelector=a!=b",
+            "continue=next&labelSelector=a!=b",
+            "watch=true&resourceVersion=7",
         ]
     );
 }
