@@ -15,6 +15,8 @@ use crate::{cluster::ClusterSettings, rules::RuleSettings, settings::IssuerSetti
 mod api;
 mod kubernetes;
 
+pub(crate) use api::credential;
+
 /// Longest time of one check: as long as the control plane itself waits for a page of sessions.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -63,7 +65,7 @@ pub enum Outcome {
 }
 
 impl Row {
-    fn ok(name: &str, detail: impl Into<String>) -> Self {
+    pub(crate) fn ok(name: &str, detail: impl Into<String>) -> Self {
         Self::new(name, Outcome::Ok, detail)
     }
 
@@ -71,7 +73,7 @@ impl Row {
         Self::new(name, Outcome::Note, detail)
     }
 
-    fn failed(name: &str, detail: impl Into<String>) -> Self {
+    pub(crate) fn failed(name: &str, detail: impl Into<String>) -> Self {
         Self::new(name, Outcome::Failed, detail)
     }
 

@@ -24,4 +24,5 @@ pub mod rules;
 pub mod serve;
 pub mod sessions;
 pub mod settings;
+pub mod trial;
 pub mod worker;

@@ -9,6 +9,7 @@ use ambient_control_plane::{
     rules::Rules,
     serve::{self, ServeError},
     settings::{self, Action, LogSettings, ServeSettings},
+    trial::{self, TrialSettings},
 };
 use ambient_shared::{
     client,
@@ -47,6 +48,9 @@ fn main() -> ExitCode {
         Ok(Action::Serve(settings)) => init_traced(&settings.log)
             .and_then(|traces| run(traces, |metrics| serve::run(*settings, metrics)).map(|()| 0)),
         Ok(Action::Check(settings)) => init(&settings.log).and_then(|()| check(&settings)),
+        Ok(Action::Try(settings, project)) => {
+            init(&settings.log).and_then(|()| try_whole(&TrialSettings::new(&settings, project)))
+        }
         Ok(Action::Local(settings)) => {
             let traces = init_traced(&settings.log);
             traces.and_then(|traces| run(traces, |metrics| local::run(*settings, metrics)))
@@ -105,6 +109,14 @@ fn check(settings: &ServeSettings) -> anyhow::Result<u8> {
     let what = CheckSettings::from(settings);
     let report = run(Traces::off(), |_| async {
         Ok::<_, anyhow::Error>(check_all(&what, &Clock::system()).await)
+    })?;
+    print!("{report}");
+    Ok(report.exit_code())
+}
+
+fn try_whole(what: &TrialSettings) -> anyhow::Result<u8> {
+    let report = run(Traces::off(), |_| async {
+        Ok::<_, anyhow::Error>(trial::run(what, &Clock::system()).await)
     })?;
     print!("{report}");
     Ok(report.exit_code())

@@ -46,6 +46,8 @@ pub enum Action {
     Serve(Box<ServeSettings>),
     /// Try all that [`Action::Serve`] depends on.
     Check(Box<ServeSettings>),
+    /// Try [`Action::Serve`] itself, by a session in this project.
+    Try(Box<ServeSettings>, String),
     /// Print the permissions that [`Action::Serve`] needs in a cluster.
     Rules(RuleSettings),
 }
@@ -123,13 +125,14 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoS
         Some(raw::Verb::Rules) => {
             Action::Rules(serve::rules(&parsed.serve, environment, &mut faults))
         }
-        serve @ (None | Some(raw::Verb::Check)) => {
+        serve @ (None | Some(raw::Verb::Check | raw::Verb::Try { .. })) => {
             let settings = serve::check(parsed.serve, secrets, log, environment, &mut faults);
             let Some(settings) = settings.map(Box::new) else {
                 return Err(faults.into());
             };
             match serve {
                 None => Action::Serve(settings),
+                Some(raw::Verb::Try { project }) => Action::Try(settings, project),
                 Some(_) => Action::Check(settings),
             }
         }

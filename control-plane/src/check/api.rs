@@ -48,7 +48,7 @@ pub(super) async fn rows(settings: &CheckSettings, clock: &Clock) -> Vec<Row> {
 }
 
 /// Whether there is a token, and that token.
-async fn credential(own: &IssuerSettings, clock: &Clock) -> (Row, Option<Token>) {
+pub(crate) async fn credential(own: &IssuerSettings, clock: &Clock) -> (Row, Option<Token>) {
     let found = match own {
         IssuerSettings::Static { token } => FixedIssuer::new(token)
             .map(|issuer| ("AMBIENT_API_TOKEN", issuer.token().clone()))

@@ -48,6 +48,15 @@ pub(super) enum Verb {
     ///
     /// Changes nothing. Settings are given as without this verb: before it, or by environment.
     Check,
+    /// Make a session, fetch its token as its runner would, and delete it again; print a table.
+    ///
+    /// The control plane must run. Settings are given as without this verb: before it, or by
+    /// environment.
+    Try {
+        /// The session's project; made, and deleted again, when it is not there.
+        #[arg(long, default_value = "ambient-test", value_name = "NAME")]
+        project: String,
+    },
     /// Print the permissions that the control plane needs, for `kubectl apply --filename -`.
     ///
     /// They depend on its settings, which are given as without this verb: before it, or by
