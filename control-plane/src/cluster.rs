@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 
 use self::{
-    manners::{MAX_CALLS, Manners, Transport},
+    manners::{Manners, Transport},
     token::TokenFile,
 };
 
@@ -51,13 +51,45 @@ pub struct ClusterSettings {
     pub project_token_file: Option<PathBuf>,
 }
 
-/// Clients of the Kubernetes API. They share one bound of calls.
+/// Clients of the Kubernetes API, one for each kind of work. Each has a share of calls of its own,
+/// so that none waits behind another: a refresh of all Secrets delays no start, and the reverse.
+///
+/// All but `own` are for the projects' namespaces, which may have a token of their own, and write
+/// only while the fence is open.
 #[derive(Clone)]
 pub struct Clients {
     /// For our own namespace.
     pub own: kube::Client,
-    /// For the projects' namespaces: the same, unless these have a token of their own.
+    /// Makes, furnishes and removes namespaces.
     pub projects: kube::Client,
+    /// Starts sessions.
+    pub starting: kube::Client,
+    /// Stops sessions, and removes what they leave.
+    pub ending: kube::Client,
+    /// Replaces tokens.
+    pub refresh: kube::Client,
+    /// Puts right what others changed, and sends Events.
+    pub upkeep: kube::Client,
+    /// Lists and watches.
+    pub watching: kube::Client,
+}
+
+/// How many calls of each kind may be under way: as many as its workers make at once by default, so
+/// that who waits for a place waits for calls of its own kind only.
+mod shares {
+    /// Beside our own few: while many namespaces are made, Secrets are read that are copied there.
+    pub(super) const OWN: usize = 16;
+    /// Workers of projects, and starts in namespaces that are not ready.
+    pub(super) const PROJECTS: usize = 24;
+    pub(super) const STARTING: usize = 16;
+    pub(super) const ENDING: usize = 8;
+    pub(super) const REFRESH: usize = 16;
+    pub(super) const UPKEEP: usize = 8;
+    /// Lists alone: watches that are open have no place.
+    pub(super) const WATCHING: usize = 16;
+
+    /// All together.
+    pub(super) const SUM: usize = OWN + PROJECTS + STARTING + ENDING + REFRESH + UPKEEP + WATCHING;
 }
 
 impl std::fmt::Debug for Clients {
@@ -132,10 +164,15 @@ pub async fn connect(settings: &ClusterSettings, fence: Fence) -> Result<Clients
     };
     let own = Connection::open(config).await?;
     let projects = projects.as_ref().unwrap_or(&own);
-    let calls = Arc::new(Semaphore::new(MAX_CALLS));
+    let share = |calls| projects.client(calls, fence.clone());
     Ok(Clients {
-        own: own.client(Arc::clone(&calls), Fence::open()),
-        projects: projects.client(calls, fence),
+        own: own.client(shares::OWN, Fence::open()),
+        projects: share(shares::PROJECTS),
+        starting: share(shares::STARTING),
+        ending: share(shares::ENDING),
+        refresh: share(shares::REFRESH),
+        upkeep: share(shares::UPKEEP),
+        watching: share(shares::WATCHING),
     })
 }
 
@@ -190,8 +227,9 @@ impl Connection {
         })
     }
 
-    /// A client with these places for its calls.
-    fn client(&self, calls: Arc<Semaphore>, fence: Fence) -> kube::Client {
+    /// A client with so many places for its calls.
+    fn client(&self, calls: usize, fence: Fence) -> kube::Client {
+        let calls = Arc::new(Semaphore::new(calls));
         let manners = Manners::new(self.transport.clone(), self.token.clone(), calls, fence);
         kube::Client::new(manners, self.namespace.clone())
     }
@@ -250,7 +288,7 @@ where
 {
     let client = HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .pool_max_idle_per_host(MAX_CALLS)
+        .pool_max_idle_per_host(shares::SUM)
         .build(connector);
     Ok(BoxCloneSyncService::new(
         ServiceBuilder::new()

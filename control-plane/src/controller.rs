@@ -87,10 +87,10 @@ impl Default for ControllerSettings {
             desired: DesiredSettings::default(),
             refresh: RefreshSettings::default(),
             resync: Duration::from_mins(5),
-            provision_workers: 8,
-            write_back_workers: 8,
-            clean_up_workers: 4,
-            ask_workers: 4,
+            provision_workers: 16,
+            write_back_workers: 16,
+            clean_up_workers: 8,
+            ask_workers: 8,
             fence: Fence::open(),
         }
     }

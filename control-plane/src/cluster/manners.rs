@@ -1,10 +1,10 @@
 //! How we behave towards the Kubernetes API: every request passes here.
 //!
-//! In: requests of kube. Out: answers. A call (everything but a watch) has one of [`MAX_CALLS`]
+//! In: requests of kube. Out: answers. A call (everything but a watch) has one of its client's
 //! places and [`CALL_DEADLINE`] in all, its answer's body included. A server that is too busy is
 //! asked again after the time that it named. While the [`Fence`] is closed, nothing is sent that
-//! would change anything. A watch has no place and no time limit once it began;
-//! who reads it has (kube's watcher gives up one that is silent for longer than it asked for).
+//! would change anything. A watch has no place and no time limit once it began; who reads it has
+//! (kube's watcher gives up one that is silent for longer than it asked for).
 
 use std::{
     sync::Arc,
@@ -34,10 +34,6 @@ use tracing::{Instrument as _, Span, debug_span, field::Empty};
 
 use super::{fence::Fence, token::TokenFile};
 use crate::metrics::{KUBERNETES_REQUESTS, KUBERNETES_SECONDS};
-
-/// Most calls at once. An API server with its default settings runs some 50 at once for one user
-/// like us and queues the others (priority level `workload-low`).
-pub(super) const MAX_CALLS: usize = 32;
 
 /// Longest time of a call, waiting for a place and trying again included. API servers give up a
 /// request after 60 s.

@@ -46,14 +46,13 @@ enum Act {
     Demand(&'static str),
 }
 
-#[derive(Default)]
 struct Seen {
     acts: Mutex<VecDeque<Act>>,
     headers: Mutex<Vec<HeaderMap>>,
     running: AtomicUsize,
     most: AtomicUsize,
-    /// Answers wait for a permit of this, when it is there.
-    gate: Option<Semaphore>,
+    /// Answers about objects named `held` wait for a permit of this.
+    gate: Semaphore,
 }
 
 struct Server {
@@ -64,11 +63,13 @@ struct Server {
 }
 
 impl Server {
-    async fn start(acts: impl IntoIterator<Item = Act>, gate: Option<Semaphore>) -> Self {
+    async fn start(acts: impl IntoIterator<Item = Act>) -> Self {
         let seen = Arc::new(Seen {
             acts: Mutex::new(acts.into_iter().collect()),
-            gate,
-            ..Seen::default()
+            headers: Mutex::default(),
+            running: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -138,8 +139,8 @@ async fn answer(State(seen): State<Arc<Seen>>, request: Request) -> Response {
     }
     let running = seen.running.fetch_add(1, Ordering::SeqCst) + 1;
     seen.most.fetch_max(running, Ordering::SeqCst);
-    if let Some(gate) = &seen.gate {
-        gate.acquire().await.unwrap().forget();
+    if request.uri().path().ends_with("/held") {
+        seen.gate.acquire().await.unwrap().forget();
     }
     seen.running.fetch_sub(1, Ordering::SeqCst);
     let act = seen.acts.lock().unwrap().pop_front();
@@ -180,7 +181,7 @@ fn code(error: &kube::Error) -> u16 {
 
 #[tokio::test]
 async fn a_busy_server_is_asked_again_after_the_time_that_it_named() {
-    let server = Server::start([Act::Refuse(429, Some(1))], None).await;
+    let server = Server::start([Act::Refuse(429, Some(1))]).await;
     let objects = server.objects().await;
 
     let began = Instant::now();
@@ -199,7 +200,7 @@ async fn a_busy_server_is_asked_again_after_the_time_that_it_named() {
 #[tokio::test]
 async fn a_server_that_stays_busy_is_left_to_the_caller() {
     let busy = std::iter::repeat_n(Act::Refuse(429, Some(0)), 10);
-    let server = Server::start(busy, None).await;
+    let server = Server::start(busy).await;
 
     let error = server.objects().await.get("it").await.unwrap_err();
 
@@ -209,7 +210,7 @@ async fn a_server_that_stays_busy_is_left_to_the_caller() {
 
 #[tokio::test]
 async fn a_wait_that_is_too_long_is_left_to_the_caller() {
-    let server = Server::start([Act::Refuse(429, Some(3600))], None).await;
+    let server = Server::start([Act::Refuse(429, Some(3600))]).await;
 
     let error = server.objects().await.get("it").await.unwrap_err();
 
@@ -219,7 +220,7 @@ async fn a_wait_that_is_too_long_is_left_to_the_caller() {
 #[tokio::test]
 async fn an_object_that_may_have_been_made_is_not_made_again() {
     let unavailable = std::iter::repeat_n(Act::Refuse(503, Some(0)), 2);
-    let server = Server::start(unavailable, None).await;
+    let server = Server::start(unavailable).await;
     let objects = server.objects().await;
 
     let made = objects
@@ -233,10 +234,10 @@ async fn an_object_that_may_have_been_made_is_not_made_again() {
 
 #[tokio::test]
 async fn calls_are_bounded_and_watches_do_not_count() {
-    let server = Server::start([], Some(Semaphore::new(0))).await;
+    let server = Server::start([]).await;
     let objects = server.objects().await;
     let all = WatchParams::default();
-    let watches = (0..MAX_CALLS + 8).map(|_| objects.watch(&all, "0"));
+    let watches = (0..shares::OWN + 8).map(|_| objects.watch(&all, "0"));
     let watches = timeout(DEADLINE, join_all(watches)).await.unwrap();
     let mut watches: Vec<_> = watches
         .into_iter()
@@ -245,22 +246,22 @@ async fn calls_are_bounded_and_watches_do_not_count() {
 
     let opened = server.requests();
     let running = AtomicUsize::new(0);
-    let calls = join_all((0..MAX_CALLS * 3).map(|_| objects.get("it")));
+    let calls = join_all((0..shares::OWN * 3).map(|_| objects.get("held")));
     let release = async {
-        let gate = server.seen.gate.as_ref().unwrap();
-        while server.seen.running.load(Ordering::SeqCst) < MAX_CALLS {
+        let gate = &server.seen.gate;
+        while server.seen.running.load(Ordering::SeqCst) < shares::OWN {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         running.store(server.requests() - opened, Ordering::SeqCst);
-        gate.add_permits(MAX_CALLS * 3);
+        gate.add_permits(shares::OWN * 3);
     };
     let (answers, ()) = timeout(DEADLINE, async { tokio::join!(calls, release) })
         .await
         .unwrap();
 
     assert!(answers.iter().all(Result::is_ok));
-    assert_eq!(running.into_inner(), MAX_CALLS);
-    assert_eq!(server.seen.most.load(Ordering::SeqCst), MAX_CALLS);
+    assert_eq!(running.into_inner(), shares::OWN);
+    assert_eq!(server.seen.most.load(Ordering::SeqCst), shares::OWN);
     // And they are still open.
     for watch in &mut watches {
         assert!(futures_util::poll!(watch.next()).is_pending());
@@ -268,15 +269,49 @@ async fn calls_are_bounded_and_watches_do_not_count() {
 }
 
 #[tokio::test]
+async fn each_kind_of_work_has_calls_of_its_own() {
+    let server = Server::start([]).await;
+    let clients = connect(&server.settings(), Fence::open()).await.unwrap();
+    let Clients {
+        own,
+        projects,
+        starting,
+        ending,
+        refresh,
+        upkeep,
+        watching,
+    } = clients;
+    let kinds = [own, projects, starting, ending, refresh, upkeep, watching]
+        .map(|client| Api::<ConfigMap>::namespaced(client, "here"));
+    for hanging in 0..kinds.len() {
+        // More than any kind has places for.
+        let calls = (0..shares::SUM).map(|_| kinds[hanging].get("held"));
+        let calls = join_all(calls);
+        tokio::pin!(calls);
+        let others = kinds.iter().enumerate().filter(|(it, _)| *it != hanging);
+        let others = join_all(others.map(|(_, kind)| kind.get("it")));
+
+        tokio::select! {
+            _ = &mut calls => panic!("nothing was held"),
+            answers = timeout(DEADLINE, others) => {
+                assert!(answers.unwrap().iter().all(Result::is_ok));
+            }
+        }
+
+        server.seen.gate.add_permits(shares::SUM);
+        let answers = timeout(DEADLINE, calls).await.unwrap();
+        assert!(answers.iter().all(Result::is_ok));
+    }
+    assert!(server.seen.most.load(Ordering::SeqCst) < shares::SUM);
+}
+
+#[tokio::test]
 async fn a_refused_token_is_read_again_at_once() {
-    let server = Server::start(
-        [
-            Act::Demand("first"),
-            Act::Demand("second"),
-            Act::Demand("second"),
-        ],
-        None,
-    )
+    let server = Server::start([
+        Act::Demand("first"),
+        Act::Demand("second"),
+        Act::Demand("second"),
+    ])
     .await;
     let objects = server.objects().await;
     objects.get("it").await.unwrap();
@@ -301,7 +336,7 @@ async fn a_refused_token_is_read_again_at_once() {
 
 #[tokio::test]
 async fn projects_may_have_a_token_of_their_own() {
-    let server = Server::start([], None).await;
+    let server = Server::start([]).await;
     std::fs::write(server.path("other"), "  theirs\n").unwrap();
     let clients = connect(
         &ClusterSettings {
@@ -349,7 +384,7 @@ async fn a_server_that_never_answers_is_given_up() {
 #[tokio::test]
 async fn who_leads_no_more_writes_nothing_and_reads_on() {
     let busy = [Act::Refuse(429, Some(0)), Act::Refuse(429, Some(1))];
-    let server = Server::start(busy, None).await;
+    let server = Server::start(busy).await;
     let leads = Arc::new(AtomicBool::new(true));
     let fence = {
         let (leads, seen) = (Arc::clone(&leads), Arc::clone(&server.seen));
@@ -399,7 +434,7 @@ async fn who_leads_no_more_writes_nothing_and_reads_on() {
 async fn every_try_is_counted_by_verb_and_code() {
     let page = MetricsPage::default();
     let _guard = metrics::set_default_local_recorder(&page);
-    let server = Server::start([Act::Refuse(429, Some(0))], None).await;
+    let server = Server::start([Act::Refuse(429, Some(0))]).await;
     let objects = server.objects().await;
     objects.get("it").await.unwrap();
     let _watch = objects.watch(&WatchParams::default(), "0").await.unwrap();
@@ -417,7 +452,7 @@ async fn every_try_is_counted_by_verb_and_code() {
 
 #[tokio::test]
 async fn faults_of_the_settings_are_named() {
-    let server = Server::start([], None).await;
+    let server = Server::start([]).await;
     let told = async |change: &dyn Fn(&mut ClusterSettings)| {
         let mut settings = server.settings();
         change(&mut settings);
@@ -455,7 +490,7 @@ async fn faults_of_the_settings_are_named() {
 
 #[tokio::test]
 async fn a_proxy_of_the_kubeconfig_is_used_and_resolves_the_name() {
-    let server = Server::start([], None).await;
+    let server = Server::start([]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = format!(", proxy-url: 'http://{}'", listener.local_addr().unwrap());
     server.write_kubeconfig("kubeconfig", "http://kubernetes.test:8443", &proxy);
@@ -483,7 +518,7 @@ async fn a_proxy_of_the_kubeconfig_is_used_and_resolves_the_name() {
 
 #[tokio::test]
 async fn several_kubeconfigs_are_merged() {
-    let server = Server::start([], None).await;
+    let server = Server::start([]).await;
     std::fs::write(server.path("more"), "apiVersion: v1\nkind: Config\n").unwrap();
     let both = std::env::join_paths([server.path("more"), server.path("kubeconfig")]).unwrap();
     let settings = ClusterSettings {

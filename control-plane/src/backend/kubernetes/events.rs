@@ -1,12 +1,13 @@
 //! Kubernetes Events on a session's pod: what we did to it, for `kubectl describe`.
 //!
-//! In: news. Out: Events of `events.k8s.io`. They are for people and nothing depends on them: they
-//! are sent one after the other beside all other work, what fails is only logged, and when there are
-//! too many the newest are dropped.
+//! In: news. Out: Events of `events.k8s.io`. They are for people and nothing depends on them: a few
+//! at a time are sent beside all other work, what fails is only logged, and when there are too many
+//! the newest are dropped.
 
 use std::time::{Duration, SystemTime};
 
 use ambient_shared::{clock::Clock, exit};
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -22,6 +23,9 @@ use crate::backend::Reason;
 
 /// Events that may wait: as many as a burst of starts makes in some seconds.
 const MAX_WAITING: usize = 512;
+
+/// How many are sent at once: one that hangs holds up no other.
+const AT_ONCE: usize = 4;
 
 /// Longest time for one.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
@@ -81,26 +85,32 @@ impl Teller {
 
 impl Events {
     /// Sends until `shutdown`.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        while let Some(Some((event, session))) =
-            shutdown.run_until_cancelled(self.receiver.recv()).await
-        {
-            let SessionRef { id, namespace, .. } = session;
-            let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-            let parameters = PostParams::default();
-            let sent = timeout(SEND_LIMIT, api.create(&parameters, &event));
-            match shutdown.run_until_cancelled(sent).await {
-                Some(Ok(Ok(_))) => {}
-                Some(Ok(Err(error))) => {
-                    let reason = exit::report(&error);
-                    // Its name has the session's id in it, and may be quoted.
-                    let reason = id.masked_in(&reason);
-                    debug!(%namespace, session = %id.hash(), %reason, "an Event could not be sent");
-                }
-                Some(Err(_)) => debug!(%namespace, "an Event could not be sent in time"),
-                None => return,
-            }
+    pub(super) async fn run(self, shutdown: CancellationToken) {
+        let Self {
+            mut receiver,
+            client,
+        } = self;
+        let news = stream::poll_fn(|context| receiver.poll_recv(context));
+        let sent = news.for_each_concurrent(AT_ONCE, |(event, session)| {
+            send(client.clone(), event, session)
+        });
+        shutdown.run_until_cancelled(sent).await;
+    }
+}
+
+async fn send(client: kube::Client, event: Event, session: SessionRef) {
+    let SessionRef { id, namespace, .. } = session;
+    let api: Api<Event> = Api::namespaced(client, &namespace);
+    let parameters = PostParams::default();
+    match timeout(SEND_LIMIT, api.create(&parameters, &event)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            let reason = exit::report(&error);
+            // Its name has the session's id in it, and may be quoted.
+            let reason = id.masked_in(&reason);
+            debug!(%namespace, session = %id.hash(), %reason, "an Event could not be sent");
         }
+        Err(_) => debug!(%namespace, "an Event could not be sent in time"),
     }
 }
 

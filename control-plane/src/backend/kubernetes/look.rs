@@ -27,7 +27,7 @@ impl Inner {
         let Some(session) = self.session(id, &namespace, &entry) else {
             return Ok(true);
         };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let pods: Api<Pod> = Api::namespaced(self.clients.watching.clone(), &namespace);
         match pods.get(&session.pod()).await {
             Ok(found) => {
                 let sighting = self.reader(&namespace).pod(&found);

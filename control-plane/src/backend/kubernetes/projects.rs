@@ -174,9 +174,9 @@ impl Projects {
         format!("{MANAGED}=true,{INSTALLATION}={}", self.settings.namespace)
     }
 
-    /// The client of projects' namespaces.
+    /// The client that watches namespaces.
     pub(crate) fn client(&self) -> kube::Client {
-        self.clients.projects.clone()
+        self.clients.watching.clone()
     }
 
     /// # Errors

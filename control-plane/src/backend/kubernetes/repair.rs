@@ -53,6 +53,7 @@ impl Work for Repair {
 }
 
 impl Repair {
+    #[cfg(test)]
     pub(super) const ALL: [Self; 4] = [Self::Pod, Self::Account, Self::Service, Self::Rest];
 
     /// The label in metrics, and what Events call it.
@@ -106,7 +107,7 @@ impl Inner {
         let Some((held, pod)) = entry.pod() else {
             return Ok(());
         };
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &session.namespace);
+        let api: Api<Pod> = Api::namespaced(self.clients.upkeep.clone(), &session.namespace);
         let name = session.pod();
         let uid = &held.facts.uid;
         if held.is_doubted() {
@@ -153,7 +154,7 @@ impl Inner {
         entry: &Entry,
     ) -> Result<(), BackendError> {
         let api: Api<PartialObjectMeta<ServiceAccount>> =
-            Api::namespaced(self.client.clone(), &session.namespace);
+            Api::namespaced(self.clients.upkeep.clone(), &session.namespace);
         let name = session.service_account();
         let found = api.get_opt(&name).await;
         let found = found.map_err(|error| backend_error("look for a ServiceAccount", error))?;
@@ -194,7 +195,8 @@ impl Inner {
         let Some(owner) = entry.owner() else {
             return Ok(());
         };
-        self.apply_service(session, owner).await?;
+        self.apply_service(&self.clients.upkeep, session, owner)
+            .await?;
         self.repaired(Repair::Service, session, entry);
         Ok(())
     }
@@ -202,7 +204,10 @@ impl Inner {
     /// The agent has ended, and with it the run: nothing beside it is to go on.
     async fn end_rest(&self, session: &SessionRef, entry: &Entry) -> Result<(), BackendError> {
         match entry.pod() {
-            Some((held, _)) => self.delete_pod(session, &held.facts.uid).await,
+            Some((held, _)) => {
+                self.delete_pod(&self.clients.upkeep, session, &held.facts.uid)
+                    .await
+            }
             None => Ok(()),
         }
     }

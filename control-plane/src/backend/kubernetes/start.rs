@@ -70,9 +70,10 @@ impl Inner {
             return Ok(());
         }
         let owner = self.owner(session).await?;
-        self.apply_secret(session, &owner, credentials, FIELD_MANAGER)
+        let client = &self.clients.starting;
+        self.apply_secret(client, session, &owner, credentials, FIELD_MANAGER)
             .await?;
-        self.apply_service(session, &owner).await?;
+        self.apply_service(client, session, &owner).await?;
         self.create_pod(run, session, &owner).await
     }
 
@@ -127,7 +128,8 @@ impl Inner {
             }
             let there = SessionRef::new(&run.id, &run.project, &namespace)?;
             if !pod.deleting {
-                self.delete_pod(&there, &held.facts.uid).await?;
+                self.delete_pod(&self.clients.starting, &there, &held.facts.uid)
+                    .await?;
             } else if self.is_lost(&entry) {
                 return Err(BackendError::Refused {
                     reason: "NodeLost",
@@ -165,7 +167,8 @@ impl Inner {
                 _ => Ok(account.facts.uid.clone()),
             };
         }
-        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &session.namespace);
+        let api: Api<ServiceAccount> =
+            Api::namespaced(self.clients.starting.clone(), &session.namespace);
         let account = objects::service_account(session);
         let name = session.service_account();
         let metadata = match api.create(&made_by_us(), &account).await {
@@ -191,13 +194,14 @@ impl Inner {
     /// Writes the whole token Secret, with one request. The answer has no data.
     pub(super) async fn apply_secret(
         &self,
+        client: &kube::Client,
         session: &SessionRef,
         owner: &str,
         credentials: &Credentials,
         manager: &str,
     ) -> Result<(), BackendError> {
         let api: Api<PartialObjectMeta<Secret>> =
-            Api::namespaced(self.client.clone(), &session.namespace);
+            Api::namespaced(client.clone(), &session.namespace);
         let secret = objects::token_secret(session, owner, credentials, self.clock.now());
         let parameters = PatchParams::apply(manager).force();
         let written = api
@@ -212,11 +216,12 @@ impl Inner {
     /// Makes the Service, or makes it as it was.
     pub(super) async fn apply_service(
         &self,
+        client: &kube::Client,
         session: &SessionRef,
         owner: &str,
     ) -> Result<(), BackendError> {
         let api: Api<PartialObjectMeta<Service>> =
-            Api::namespaced(self.client.clone(), &session.namespace);
+            Api::namespaced(client.clone(), &session.namespace);
         let service = objects::service(session, owner);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let written = api
@@ -234,7 +239,7 @@ impl Inner {
         session: &SessionRef,
         owner: &str,
     ) -> Result<(), BackendError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &session.namespace);
+        let api: Api<Pod> = Api::namespaced(self.clients.starting.clone(), &session.namespace);
         let pod = objects::pod(run, session, owner, &self.settings)?;
         let made = match api.create(&made_by_us(), &pod).await {
             Ok(made) => made,

@@ -24,8 +24,9 @@ impl Inner {
         let (Some(owner), Some(session)) = (entry.owner(), session) else {
             return Err(BackendError::NotFound);
         };
+        let client = &self.clients.refresh;
         let written = self
-            .apply_secret(&session, owner, credentials, REFRESH_MANAGER)
+            .apply_secret(client, &session, owner, credentials, REFRESH_MANAGER)
             .await;
         self.tell_refresh(&session, &entry, written.as_ref().err());
         written
