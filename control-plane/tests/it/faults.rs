@@ -3,4 +3,5 @@
 
 mod cut_points;
 mod kubernetes;
+mod leadership;
 mod site;
