@@ -2,6 +2,7 @@
 //! session reaches its right phase, nothing is orphaned and nothing is made twice.
 
 mod cut_points;
+mod isolation;
 mod kubernetes;
 mod leadership;
 mod site;

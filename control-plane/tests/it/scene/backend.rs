@@ -48,6 +48,7 @@ struct State {
     tokens: HashMap<SessionId, TokenTimes>,
     calls: Vec<Call>,
     tries: Vec<Call>,
+    failed_starts: usize,
     /// How many more starts of a session fail.
     failing_starts: HashMap<SessionId, usize>,
     failing_writes: HashMap<SessionId, usize>,
@@ -97,6 +98,11 @@ impl Recording {
     /// How often this was tried, failures included.
     pub fn tries(&self, call: &Call) -> usize {
         self.state().tries.iter().filter(|it| *it == call).count()
+    }
+
+    /// How many starts have failed.
+    pub fn failed_starts(&self) -> usize {
+        self.state().failed_starts
     }
 
     /// Sessions whose token was written by the refresh, one for each write.
@@ -233,6 +239,7 @@ impl Recording {
             });
         }
         if fails(&mut state.failing_starts, &run.id) {
+            state.failed_starts += 1;
             return Err(failed("start a session"));
         }
         if let Some(old) = state.runs.get(&run.id)
