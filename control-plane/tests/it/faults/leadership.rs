@@ -228,6 +228,13 @@ async fn a_new_leader_whose_watch_is_dead_takes_no_session_for_lost() {
     let seen = site.create().await;
     seen.bound(0).await;
     let second = Replica::start(&site, "4s").await;
+    // It has listed what there is, and hears of nothing that comes.
+    let project = site.project.clone();
+    let watches_project = move |call: &Call| watches_pods(call) && call.path.contains(&project);
+    until("watching", || {
+        ready(second.kube.streams(&watches_project) > 0)
+    })
+    .await;
     let dead = second.kube.inject(usize::MAX, watches_pods, Fault::Silent);
     let unseen = site.create().await;
     unseen.runs(0).await;
