@@ -21,12 +21,20 @@ STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
 STATIC_DIR := $(TARGET_DIR)/$(STATIC_TARGET)/dist
 STATIC := ambient-runner ambient-sidecar
+# Those of the servers have their own profile: quick before small.
+SERVERS_DIR := $(TARGET_DIR)/$(STATIC_TARGET)/server
+SERVERS := ambient-control-plane ambient-api-server
+
+# What builds images by images/Dockerfile: docker, podman or buildah. Empty: our own archives.
+BUILDER ?=
+REGISTRY ?= images.example
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 # What `local` starts, or runs beside.
 LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test e2e images lint fmt clippy deny static cluster-tools \
+.PHONY: help build demo test e2e images lint fmt clippy deny chart static static-servers cluster-tools \
 	cluster-programs bench bench-build bench-token bench-startup bench-memory bench-refresh
 
 help: ## List the verbs.
@@ -42,8 +50,8 @@ demo: ## Run a whole session on this machine, with tokens that live for seconds.
 # Before the tests, so that they fail with a sentence, or build what they need, only once.
 NEEDS_CLUSTER := $(or $(if $(PACKAGE),,yes),$(filter $(CLUSTER_TESTS),$(PACKAGE)))
 
-test: $(if $(NEEDS_CLUSTER),cluster-programs) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
-	KUBEBUILDER_ASSETS="$(CLUSTER)" $(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
+test: $(if $(NEEDS_CLUSTER),cluster-programs $(HELM)) ## Build everything and run all tests; PACKAGE=ambient-sidecar: those of one crate.
+	KUBEBUILDER_ASSETS="$(CLUSTER)" HELM="$(HELM)/helm" $(CARGO) test --locked $(if $(PACKAGE),-p $(PACKAGE),--workspace) $(ARGS)
 
 # On a node of this machine (as root), or on the cluster of E2E_KUBECONFIG; ARGS=NAME: only the
 # scenarios with NAME in theirs. Built as for `make test`, so that after it nothing is built anew.
@@ -51,17 +59,40 @@ e2e: cluster-programs static ## Run sessions on a real kubelet, from POST to the
 	$(CARGO) test --locked --workspace --no-run
 	KUBEBUILDER_ASSETS="$(CLUSTER)" "$(TARGET_DIR)/debug/e2e" $(ARGS)
 
-images: static ## Write the images that e2e uses to dist/images, as OCI archives.
+# BUILDER=docker REGISTRY=registry.example/ambient: by images/Dockerfile, ready to be pushed.
+ifeq ($(BUILDER),)
+images: static static-servers ## Write all images to dist/images, as OCI archives; BUILDER=docker: build them.
 	$(CARGO) build --locked -p ambient-testing --bin e2e
 	"$(TARGET_DIR)/debug/e2e" --images dist/images
+else
+images:
+	@command -v $(BUILDER) >/dev/null || { echo "there is no $(BUILDER); without BUILDER=…, make" \
+		"images needs none" >&2; exit 1; }
+	set -e; for name in $(STATIC) $(SERVERS); do \
+		$(BUILDER) build --file images/Dockerfile --target "$$name" \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+			--build-arg CREATED=$$(TZ=UTC0 git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ) \
+			--build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+			--tag "$(REGISTRY)/$$name:$(VERSION)" .; \
+	done
+endif
 
-lint: fmt clippy deny ## Formatting, clippy, licences and banned crates.
+lint: fmt clippy deny chart ## Formatting, clippy, licences and banned crates, the chart.
 
 fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# With each set of values that its tests have.
+chart: $(HELM)
+	@for values in charts/ambient-control-plane/tests/*.values.yaml \
+		charts/ambient-control-plane/examples/*.yaml; do \
+		"$(HELM)/helm" lint --strict --quiet --values "$$values" charts/ambient-control-plane || { \
+			echo "with $$values" >&2; exit 1; }; \
+	done
+	@echo "charts/ambient-control-plane: ok"
 
 deny: $(DENY)
 	"$(DENY)" --locked check licenses bans sources
@@ -70,12 +101,11 @@ $(DENY):
 	env -u CARGO_TARGET_DIR $(CARGO) install cargo-deny --version $(DENY_VERSION) --locked \
 		--root "$(TOOLS)/cargo-deny-$(DENY_VERSION)"
 
-static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any image.
-	RUSTFLAGS='$(STATIC_FLAGS)' $(CARGO) build --locked --profile dist --bins \
-		--target $(STATIC_TARGET) $(STATIC:%=-p %)
+# Copies programs to dist, those that start where there is nothing else; $(1): from, $(2): which.
+define to_dist
 	@mkdir -p dist
-	@for name in $(STATIC); do \
-		binary="$(STATIC_DIR)/$$name"; \
+	@for name in $(2); do \
+		binary="$(1)/$$name"; \
 		if readelf --program-headers --wide "$$binary" | grep -q INTERP; then \
 			echo "$$name asks for a loader, so it would not start in other people's images" >&2; \
 			exit 1; \
@@ -87,6 +117,17 @@ static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any 
 		cp "$$binary" "dist/.$$name" && mv "dist/.$$name" "dist/$$name" || exit 1; \
 		echo "dist/$$name: static, $$(stat -c %s "dist/$$name") bytes"; \
 	done
+endef
+
+static: ## Write dist/ambient-runner and dist/ambient-sidecar, which run in any image.
+	RUSTFLAGS='$(STATIC_FLAGS)' $(CARGO) build --locked --profile dist --bins \
+		--target $(STATIC_TARGET) $(STATIC:%=-p %)
+	$(call to_dist,$(STATIC_DIR),$(STATIC))
+
+static-servers: ## Write dist/ambient-control-plane and dist/ambient-api-server, likewise.
+	RUSTFLAGS='$(STATIC_FLAGS)' $(CARGO) build --locked --profile server --bins \
+		--target $(STATIC_TARGET) $(SERVERS:%=-p %)
+	$(call to_dist,$(SERVERS_DIR),$(SERVERS))
 
 cluster-tools: cluster-programs $(HELM) $(KWOK) ## Build Kubernetes, helm and kwok for tests and benchmarks, once; needs Go.
 

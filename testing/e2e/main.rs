@@ -128,7 +128,11 @@ async fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn write_images(binaries: &Path, folder: &Path) -> ExitCode {
-    let images = match Image::all(binaries) {
+    let all = Image::of_all_ours(binaries).and_then(|ours| {
+        let others = [Image::shell()?, Image::pause()?];
+        Ok(ours.into_iter().chain(others).collect::<Vec<_>>())
+    });
+    let images = match all {
         Ok(images) => images,
         Err(error) => {
             eprintln!("e2e: {error}");

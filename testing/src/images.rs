@@ -29,6 +29,23 @@ const EPOCH: &str = "1970-01-01T00:00:00Z";
 /// Where a static shell is looked for (Debian: package `busybox-static`).
 const BUSYBOX: [&str; 3] = ["/usr/bin/busybox", "/bin/busybox", "/usr/local/bin/busybox"];
 
+/// Our programs and what their images say of them, as in `images/Dockerfile`.
+const OURS: [(&str, &str); 4] = [
+    (
+        "ambient-runner",
+        "Starts an agent and keeps its API token fresh.",
+    ),
+    (
+        "ambient-sidecar",
+        "Follows a mounted API token, serves it, and proxies with it.",
+    ),
+    (
+        "ambient-control-plane",
+        "Runs agent sessions as pods and keeps their API tokens fresh.",
+    ),
+    ("ambient-api-server", "Session API on an embedded database."),
+];
+
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -79,12 +96,15 @@ pub struct Image {
 
 impl Image {
     /// The runner, or any other static binary of ours, alone in its image: started by default,
-    /// as user 65532.
+    /// as user 65532. The same files as `images/Dockerfile` gives.
     ///
     /// # Errors
     /// When the binary is not there or not static.
     pub fn of_ours(name: &'static str, folder: &Path) -> Result<Self, ImageError> {
-        let binary = static_binary(&folder.join(name), "build it with `make static`")?;
+        let mend = "build it with `make static static-servers`";
+        let binary = static_binary(&folder.join(name), mend)?;
+        let about = OURS.iter().find(|(known, _)| *known == name);
+        let about = about.map(|(_, about)| *about).unwrap_or_default();
         let mut layer = Archive::default();
         layer.file(name, 0o755, &binary);
         layer.folder("tmp", 0o1777);
@@ -96,6 +116,13 @@ impl Image {
                 "Entrypoint": [format!("/{name}")],
                 "Env": ["PATH=/"],
                 "WorkingDir": "/",
+                "Labels": {
+                    "org.opencontainers.image.vendor": "Ambient",
+                    "org.opencontainers.image.licenses": "Apache-2.0",
+                    "org.opencontainers.image.title": name,
+                    "org.opencontainers.image.description": about,
+                    "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                },
             }),
         })
     }
@@ -140,6 +167,15 @@ impl Image {
                 "WorkingDir": "/",
             }),
         })
+    }
+
+    /// Those of all our programs.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn of_all_ours(folder: &Path) -> Result<Vec<Self>, ImageError> {
+        let names = OURS.iter();
+        names.map(|(name, _)| Self::of_ours(name, folder)).collect()
     }
 
     /// All that `make e2e` uses; ours from the folder that `make static` fills.

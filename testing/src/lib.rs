@@ -17,6 +17,7 @@ use std::time::Duration;
 pub mod cluster;
 pub mod collector;
 pub mod faults;
+pub mod helm;
 pub mod idp;
 pub mod images;
 pub mod installation;
@@ -30,8 +31,8 @@ pub mod operator;
 pub mod ports;
 pub mod processes;
 pub mod programs;
-pub mod siege;
 pub mod proxy;
+pub mod siege;
 pub mod table;
 
 /// Longest wait for anything in a test. Long, since a shared machine can be slow; a test that

@@ -117,11 +117,11 @@
 {{- end }}
 {{- end }}
 
-{{/* Volumes of the control plane, and where they are mounted. */}}
+{{/* Volumes of the control plane, and where they are mounted. 288 is 0440, which YAML 1.2 reads otherwise. */}}
 {{- define "ambient.volumes" -}}
 {{- if .Values.tls.enabled }}
 - name: tls
-  secret: {secretName: {{ include "ambient.tlsSecret" . }}, defaultMode: 0440}
+  secret: {secretName: {{ include "ambient.tlsSecret" . }}, defaultMode: 288}
 {{- end }}
 {{- with include "ambient.tlsCa" . | trim }}
 - name: token-ca
@@ -151,7 +151,7 @@
 - name: kube-token
   secret:
     secretName: {{ .existingSecret }}
-    defaultMode: 0440
+    defaultMode: 288
     items: [{key: {{ .key }}, path: token}]
 {{- end }}
 {{- end }}

@@ -7,6 +7,7 @@
     reason = "a failure in a test is a panic that shows the scene"
 )]
 
+mod chart;
 mod check;
 mod endpoint;
 mod faults;

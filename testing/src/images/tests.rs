@@ -2,6 +2,8 @@ use std::{collections::BTreeMap, process::Command};
 
 use super::*;
 
+mod dockerfile;
+
 /// The archive as another tar reads it: each file's bytes.
 fn unpacked(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
@@ -142,6 +144,16 @@ fn digests_are_those_of_another_program() {
 #[test]
 fn the_same_content_gives_the_same_bytes() {
     assert_eq!(runner().archive(), runner().archive());
+}
+
+#[test]
+fn labels_say_what_is_in_it() {
+    let labels = &runner().config["Labels"];
+    assert_eq!(labels["org.opencontainers.image.title"], "ambient-runner");
+    assert_eq!(
+        labels["org.opencontainers.image.version"],
+        env!("CARGO_PKG_VERSION")
+    );
 }
 
 #[test]
