@@ -22,9 +22,11 @@ pub mod decrypting;
 pub mod files;
 pub mod id;
 mod keyring;
+pub mod kind;
 pub mod pem;
 pub mod reload;
 mod root;
+pub mod rotation;
 pub mod secret;
 pub mod signing;
 
@@ -89,7 +91,7 @@ pub enum KeypairError {
     /// The Kubernetes API refuses, or cannot be reached.
     #[error("cannot {action} {object}")]
     Kubernetes {
-        /// `read` or `make`.
+        /// `read`, `make` or `change`.
         action: &'static str,
         /// The object.
         object: String,

@@ -13,6 +13,7 @@ pub mod controller;
 pub mod endpoint;
 pub mod issuer;
 pub mod keypair;
+pub mod keys;
 pub mod leader;
 pub mod local;
 pub mod metrics;

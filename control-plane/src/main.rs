@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use ambient_control_plane::{
     check::{CheckSettings, check as check_all},
+    keys::{self, KeysError, KeysSettings},
     local::{self, LocalError, shim},
     rules::Rules,
     serve::{self, ServeError},
@@ -22,6 +23,9 @@ use anyhow::Context as _;
 
 const PROGRAM: &str = "ambient-control-plane";
 
+/// What our metrics mean.
+const METRICS: &str = include_str!("../../docs/metrics.md");
+
 fn main() -> ExitCode {
     let ended = match settings::read(std::env::args_os()) {
         Ok(Action::Hash(hash)) => {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
             }
             Err(error) => Err(error.into()),
         },
+        Ok(Action::Keys(settings)) => init(&settings.log).and_then(|()| keys(&settings)),
         Ok(Action::Shim {
             folder,
             open_files,
@@ -70,7 +75,8 @@ fn main() -> ExitCode {
         exit::last_words(PROGRAM, &exit::report(error.as_ref()));
         let of_local = error.downcast_ref().map(LocalError::exit_code);
         let of_serve = error.downcast_ref().map(ServeError::exit_code);
-        of_local.or(of_serve).unwrap_or(exit::SOFTWARE)
+        let of_keys = error.downcast_ref().map(KeysError::exit_code);
+        of_local.or(of_serve).or(of_keys).unwrap_or(exit::SOFTWARE)
     }))
 }
 
@@ -99,10 +105,17 @@ where
         .build()
         .context("cannot start the runtime")?;
     let metrics = telemetry::init_metrics(PROGRAM)?;
+    telemetry::describe(METRICS);
     let ended = runtime.block_on(traces.during(part(metrics)));
     // A thread that waits for a line on stdin is not waited for.
     runtime.shutdown_background();
     Ok(ended?)
+}
+
+fn keys(settings: &KeysSettings) -> anyhow::Result<u8> {
+    let said = run(Traces::off(), |_| async { keys::run(settings).await })?;
+    print!("{said}");
+    Ok(0)
 }
 
 fn check(settings: &ServeSettings) -> anyhow::Result<u8> {

@@ -44,13 +44,16 @@ use crate::{
         minted::{AUDIENCE, ISSUER, MintedIssuer},
         oidc::OidcIssuer,
     },
-    keypair::{KeypairStore as _, Keyring, Keys, secret::SecretKeypairStore},
+    keypair::{
+        KeypairStore as _, Keyring, Keys, reload::Reload, rotation::Rotation,
+        secret::SecretKeypairStore,
+    },
     leader::{Elector, Leadership},
     projects::ProjectController,
     reconcile::desired::{DesiredSettings, Place, PodLimits},
     refresh::RefreshSettings,
     sessions::{SessionCache, rest::RestClient},
-    settings::{IssuerSettings, ServeSettings},
+    settings::{DEFAULT_TOKEN_TTL, IssuerSettings, ServeSettings},
 };
 
 mod error;
@@ -107,7 +110,7 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
         Clock::system(),
     );
     let keys = Keyring::new(keys);
-    let plane = ControlPlane::bind(settings, clients, fence, elector, keys).await?;
+    let plane = ControlPlane::bind(settings, clients, fence, elector, store, keys).await?;
     // Set once, here.
     let _ = known.set(plane.leads.controller.cache());
     plane.run(shutdown.clone()).await?;
@@ -166,6 +169,7 @@ struct ControlPlane {
     endpoint: Endpoint,
     leads: Arc<Leads>,
     elector: Elector,
+    reload: Reload,
     watches: KubernetesTasks,
     tokens: Tokens,
     /// Asked whether it limits minted tokens; none when none are minted.
@@ -178,6 +182,7 @@ impl ControlPlane {
         clients: Clients,
         fence: Fence,
         elector: Elector,
+        store: SecretKeypairStore,
         keys: Keyring,
     ) -> Result<Self, ServeError> {
         let clock = Clock::system();
@@ -221,7 +226,7 @@ impl ControlPlane {
             api.clone(),
             rest,
             Arc::clone(&tokens.issuer),
-            keys,
+            keys.clone(),
             ControllerSettings {
                 desired: desired(&settings),
                 refresh: RefreshSettings {
@@ -243,25 +248,36 @@ impl ControlPlane {
             Arc::clone(&projects),
             Arc::new(move |id| sessions.get(id)?.object.project_id.clone()),
             controller.observer(),
-            clock,
+            clock.clone(),
         );
         let backend = Arc::new(backend);
         let runs: Arc<dyn Backend> = backend.clone();
-        let lookup = Lookup::new(controller.cache(), api.clone(), runs);
+        let lookup = Lookup::new(controller.cache(), api.clone(), Arc::clone(&runs));
         // Set once, here; an error is impossible.
         let _ = standing.set(lookup.into_standing_of());
-        let is_minted = matches!(settings.issuer, IssuerSettings::Minted { .. });
+        let minted_life = match settings.issuer {
+            IssuerSettings::Minted { life } => Some(life),
+            IssuerSettings::Static { .. } | IssuerSettings::Oidc { .. } => None,
+        };
         Ok(Self {
             endpoint,
             leads: Arc::new(Leads {
                 controller,
                 projects: ProjectController::new(api, projects, RESYNC),
                 backend,
+                rotation: Rotation {
+                    store: store.clone(),
+                    keyring: keys.clone(),
+                    backend: runs,
+                    token_life: minted_life.unwrap_or(DEFAULT_TOKEN_TTL),
+                    waits: settings.rotation,
+                },
             }),
+            reload: Reload::new(store, keys, clock),
             elector,
             watches,
             tokens,
-            questioned: is_minted.then_some((http, settings.api_url)),
+            questioned: minted_life.map(|_| (http, settings.api_url)),
         })
     }
 
@@ -280,6 +296,7 @@ impl ControlPlane {
             let asked = session_tokens::confirm(http, url, stops.clone());
             tasks.spawn_fallible("question to the API server", asked);
         }
+        tasks.spawn("keys", self.reload.run(servers.clone()));
         tasks.spawn_fallible("Kubernetes backend", self.watches.run(servers.clone()));
         tasks.spawn_fallible("sessions as known", {
             let (leads, stops) = (Arc::clone(&self.leads), servers.clone());

@@ -13,7 +13,10 @@ use ambient_shared::{
 use secrecy::SecretString;
 use url::Url;
 
-use crate::rules::RuleSettings;
+use crate::{
+    keys::{KeysAction, KeysSettings},
+    rules::RuleSettings,
+};
 
 mod local;
 mod raw;
@@ -48,6 +51,8 @@ pub enum Action {
     Check(Box<ServeSettings>),
     /// Try [`Action::Serve`] itself, by a session in this project.
     Try(Box<ServeSettings>, String),
+    /// Show or rotate the keys in a cluster.
+    Keys(KeysSettings),
     /// Print the permissions that [`Action::Serve`] needs in a cluster.
     Rules(RuleSettings),
 }
@@ -121,6 +126,13 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, NoS
         Some(raw::Verb::Local(local)) => {
             let settings = local::check(*local, secrets, log, environment, &mut faults);
             Action::Local(Box::new(settings))
+        }
+        Some(raw::Verb::Keys { what }) => {
+            let action = match what {
+                raw::KeysVerb::Show => KeysAction::Show,
+                raw::KeysVerb::Rotate { kind } => KeysAction::Rotate(kind),
+            };
+            Action::Keys(serve::keys(&parsed.serve, action, log, environment))
         }
         Some(raw::Verb::Rules) => {
             Action::Rules(serve::rules(&parsed.serve, environment, &mut faults))

@@ -17,7 +17,8 @@ use tracing::{info, warn};
 
 use super::{
     KeypairError, Keyring, Keys,
-    secret::{SECRETS, SESSION_ROOT, SecretKeypairStore, TOKEN_KEYPAIR, Version, content::Content},
+    kind::KeyKind,
+    secret::{SecretKeypairStore, Version, content::Content},
 };
 use crate::metrics::{KEY_READS, KEYS_HELD, KEYS_READ};
 
@@ -40,7 +41,7 @@ pub struct Reload {
 
 /// One of the Secrets, as last seen.
 struct Secret {
-    name: &'static str,
+    kind: KeyKind,
     /// Of what is in use.
     version: Option<Version>,
     is_failing: bool,
@@ -62,8 +63,8 @@ impl Reload {
             store,
             keyring,
             clock,
-            secrets: SECRETS.map(|name| Secret {
-                name,
+            secrets: KeyKind::ALL.map(|kind| Secret {
+                kind,
                 version: None,
                 is_failing: false,
             }),
@@ -98,7 +99,7 @@ impl Reload {
         for secret in &mut self.secrets {
             let read = timeout(LIMIT, secret.read(&self.store, &self.keyring)).await;
             let read = read.unwrap_or(Err(ReadError::Slow));
-            let key = kind(secret.name);
+            let key = secret.kind.as_str();
             let result = if read.is_ok() { "ok" } else { "failed" };
             counter!(KEY_READS, "key" => key, "result" => result).increment(1);
             if read.is_ok() {
@@ -118,17 +119,17 @@ impl Secret {
         store: &SecretKeypairStore,
         keyring: &Keyring,
     ) -> Result<(), ReadError> {
-        let (version, content) = store.content_of(self.name).await?;
+        let (version, content) = store.content_of(self.kind.secret()).await?;
         if self.version.as_ref() == Some(&version) {
             return Ok(());
         }
-        let (name, before) = (self.name, keyring.current());
+        let (kind, before) = (self.kind, keyring.current());
         let keys = Keys::clone(&before);
         // Reading a key takes some milliseconds of a core.
-        let parsed = tokio::task::spawn_blocking(move || with(keys, name, &content)).await;
+        let parsed = tokio::task::spawn_blocking(move || with(keys, kind, &content)).await;
         let keys = parsed.map_err(|_| KeypairError::CutOff)??;
         if keys.ids() != before.ids() {
-            info!(secret = name, keys = ?keys.ids(), "other keys from now on");
+            info!(secret = kind.secret(), keys = ?keys.ids(), "other keys from now on");
             keyring.replace(keys);
         }
         self.version = Some(version);
@@ -141,42 +142,41 @@ impl Secret {
         match (failed, error) {
             (false, Some(error)) => {
                 let reason = exit::report(&error);
-                warn!(secret = self.name, %reason, "cannot read keys again; those before stay in use");
+                warn!(secret = self.kind.secret(), %reason, "cannot read keys again; those before stay in use");
             }
-            (true, None) => info!(secret = self.name, "keys can be read again"),
+            (true, None) => info!(secret = self.kind.secret(), "keys can be read again"),
             _ => {}
         }
     }
 }
 
 /// The keys, with those that are in this Secret.
-fn with(keys: Keys, secret: &str, content: &Content) -> Result<Keys, KeypairError> {
-    Ok(match secret {
-        TOKEN_KEYPAIR => keys.with_keypair(content.keypair()?),
-        SESSION_ROOT => keys.with_root(content.root()?),
-        _ => keys.with_signing(content.signing()?),
+fn with(keys: Keys, kind: KeyKind, content: &Content) -> Result<Keys, KeypairError> {
+    Ok(match kind {
+        KeyKind::Keypair => keys.with_keypair(content.keypair()?),
+        KeyKind::SessionRoot => keys.with_root(content.root()?),
+        KeyKind::SigningKey => keys.with_signing(content.signing()?),
     })
-}
-
-/// What metrics call the keys in a Secret.
-pub(super) fn kind(secret: &str) -> &'static str {
-    match secret {
-        TOKEN_KEYPAIR => "keypair",
-        SESSION_ROOT => "session-root",
-        _ => "signing-key",
-    }
 }
 
 /// Shows which keys are held beside those in use: for as long as a rotation takes.
 fn report(keys: &Keys) {
     let ids = keys.ids();
     let held = [
-        ("keypair", "previous", ids.keypair.previous.is_some()),
-        ("session-root", "previous", ids.root.previous.is_some()),
-        ("signing-key", "previous", ids.signing.previous.is_some()),
-        ("signing-key", "next", ids.signing.next.is_some()),
+        (KeyKind::Keypair, "previous", ids.keypair.previous.is_some()),
+        (
+            KeyKind::SessionRoot,
+            "previous",
+            ids.root.previous.is_some(),
+        ),
+        (
+            KeyKind::SigningKey,
+            "previous",
+            ids.signing.previous.is_some(),
+        ),
+        (KeyKind::SigningKey, "next", ids.signing.next.is_some()),
     ];
-    for (key, which, is_held) in held {
-        gauge!(KEYS_HELD, "key" => key, "which" => which).set(u8::from(is_held));
+    for (kind, which, is_held) in held {
+        gauge!(KEYS_HELD, "key" => kind.as_str(), "which" => which).set(u8::from(is_held));
     }
 }

@@ -21,8 +21,9 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use self::content::{Content, Made};
-use super::{KeypairError, KeypairStore, Keys, pem::InvalidKey};
+use super::{Ids, KeypairError, KeypairStore, Keys, kind::KeyKind, pem::InvalidKey};
 
+pub mod change;
 pub(super) mod content;
 
 /// Owner of all key Secrets.
@@ -60,6 +61,15 @@ pub struct SecretKeypairStore {
 pub(super) struct Version {
     uid: Option<String>,
     version: Option<String>,
+}
+
+impl Version {
+    fn of(secret: &Secret) -> Self {
+        Self {
+            uid: secret.metadata.uid.clone(),
+            version: secret.metadata.resource_version.clone(),
+        }
+    }
 }
 
 /// What is there of one key Secret.
@@ -111,6 +121,20 @@ impl SecretKeypairStore {
             *found = Found::Usable;
         }
         Ok(found)
+    }
+
+    /// The public names of the keys of a kind, and whether the Secret is ours. None: there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read or is malformed.
+    pub async fn ids(&self, kind: KeyKind) -> Result<Option<(Ids<String>, bool)>, KeypairError> {
+        let name = kind.secret();
+        let Some(secret) = self.read(name).await? else {
+            return Ok(None);
+        };
+        let is_ours = change::is_ours(&secret.metadata);
+        let ids = self.content(name, secret).ids(kind)?;
+        Ok(Some((ids, is_ours)))
     }
 
     /// The reference to the ConfigMap, which is made first when it is not there.
@@ -195,10 +219,7 @@ impl SecretKeypairStore {
                 secret: self.place(name),
             });
         };
-        let version = Version {
-            uid: secret.metadata.uid.clone(),
-            version: secret.metadata.resource_version.clone(),
-        };
+        let version = Version::of(&secret);
         Ok((version, self.content(name, secret)))
     }
 

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    backend::kubernetes::KubernetesBackend, controller::Controller, leader::Elector,
-    projects::ProjectController,
+    backend::kubernetes::KubernetesBackend, controller::Controller, keypair::rotation::Rotation,
+    leader::Elector, projects::ProjectController,
 };
 
 /// Longest wait for the first look at the cluster before this replica contends: a namespace that
@@ -25,6 +25,7 @@ pub(super) struct Leads {
     pub(super) controller: Controller,
     pub(super) projects: ProjectController,
     pub(super) backend: Arc<KubernetesBackend>,
+    pub(super) rotation: Rotation,
 }
 
 impl Leads {
@@ -52,10 +53,11 @@ impl Leads {
     /// One term. A part that fails ends the others.
     async fn lead(&self, term: CancellationToken) -> Result<(), TaskFailure> {
         let backend = Arc::clone(&self.backend);
-        let parts: [BoxFuture<'_, Result<(), TaskFailure>>; 3] = [
+        let parts: [BoxFuture<'_, Result<(), TaskFailure>>; 4] = [
             self.controller.lead(backend, term.clone(), DRAIN).boxed(),
             self.projects.run(term.clone(), DRAIN).boxed(),
             self.backend.repair(term.clone()).map(Ok).boxed(),
+            self.rotation.run(term.clone()).map(Ok).boxed(),
         ];
         let mut parts: FuturesUnordered<_> = parts.into_iter().collect();
         let mut first = Ok(());

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use ambient_shared::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
+use crate::keypair::kind::KeyKind;
+
 pub(super) use self::serve::Serve;
 
 mod serve;
@@ -62,6 +64,14 @@ pub(super) enum Verb {
     /// They depend on its settings, which are given as without this verb: before it, or by
     /// environment.
     Rules,
+    /// Show or rotate the keys in the cluster.
+    ///
+    /// The namespace and the access to the cluster are given as without this verb: before it, or by
+    /// environment.
+    Keys {
+        #[command(subcommand)]
+        what: KeysVerb,
+    },
     /// Print the hash under which logs show a session.
     Hash {
         /// The session's id.
@@ -76,6 +86,21 @@ pub(super) enum Verb {
         /// Most open files of the session's processes, unless they ask for more themselves.
         #[arg(long)]
         open_files: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeysVerb {
+    /// Print the ids of the keys: those in use, and those that a rotation still keeps beside them.
+    Show,
+    /// Begin a rotation; the control plane that runs completes it, and interrupts nobody.
+    ///
+    /// What is still needed stays valid: running sessions, and tokens until they expire. Refused
+    /// while the rotation before is not complete.
+    Rotate {
+        /// What is made anew.
+        #[arg(value_enum)]
+        kind: KeyKind,
     },
 }
 

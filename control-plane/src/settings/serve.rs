@@ -16,7 +16,10 @@ use url::Url;
 
 use super::{
     DEFAULT_TOKEN_TTL, Faults, IssuerSettings, LogSettings, Secrets, raw,
-    values::{parse_command, parse_interval, parse_lease, parse_listen_anywhere, parse_ttl},
+    values::{
+        parse_command, parse_interval, parse_lease, parse_listen_anywhere, parse_rotation,
+        parse_ttl,
+    },
 };
 use crate::{
     backend::kubernetes::{
@@ -29,6 +32,8 @@ use crate::{
     check::CheckSettings,
     cluster::ClusterSettings,
     endpoint::tls::{self, TlsSettings},
+    keypair::rotation::Waits,
+    keys::{KeysAction, KeysSettings},
     leader::LeaseTimes,
     reconcile::desired::parse_quantities,
     refresh::Interval,
@@ -80,6 +85,8 @@ pub struct ServeSettings {
     pub allow_unproven: bool,
     /// The times of the Lease by which one replica leads.
     pub lease: LeaseTimes,
+    /// How long rotations of keys wait for what.
+    pub rotation: Waits,
     /// The name of this replica, for people: the pod's.
     pub replica: String,
     /// What is logged.
@@ -187,6 +194,8 @@ pub(super) fn check(
         namespace,
     };
     let lease = faults.check("CP_LEASE_DURATION", parse_lease(&from.cp_lease_duration));
+    let rotation = parse_rotation(&from.cp_key_rotation_wait);
+    let rotation = faults.check("CP_KEY_ROTATION_WAIT", rotation);
     let token_url = url(faults, "CP_TOKEN_URL", &token_url);
     let token_ca = from
         .cp_token_ca_file
@@ -219,6 +228,7 @@ pub(super) fn check(
         kubernetes,
         agent_command,
         lease: lease.unwrap_or_default(),
+        rotation: rotation.unwrap_or_default(),
         replica: environment("HOSTNAME").unwrap_or_else(|| CONTROL_PLANE.to_owned()),
         log,
     })
@@ -245,6 +255,24 @@ pub(super) fn rules(
         pull_namespace: from.runner_image_namespace.clone(),
         copied: pull_secret.into_iter().chain(vertex.flatten()).collect(),
         namespace,
+    }
+}
+
+/// For the verb `keys`, which needs nothing of the rest.
+pub(super) fn keys(
+    from: &raw::Serve,
+    action: KeysAction,
+    log: LogSettings,
+    environment: impl Fn(&str) -> Option<String>,
+) -> KeysSettings {
+    KeysSettings {
+        cluster: ClusterSettings {
+            kubeconfig: from.kubeconfig.clone(),
+            project_token_file: None,
+        },
+        namespace: own_namespace(from, &environment),
+        action,
+        log,
     }
 }
 

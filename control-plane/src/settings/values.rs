@@ -9,7 +9,7 @@ use std::{
 
 use ambient_shared::settings::parse_duration;
 
-use crate::{leader::LeaseTimes, refresh::Interval};
+use crate::{keypair::rotation::Waits, leader::LeaseTimes, refresh::Interval};
 
 /// Shortest life of minted tokens: their times are whole seconds, and two must pass.
 pub const MIN_TOKEN_TTL: Duration = Duration::from_secs(2);
@@ -100,6 +100,14 @@ pub(super) fn parse_lease(text: &str) -> Result<LeaseTimes, String> {
         LeaseTimes::MIN.as_secs(),
         LeaseTimes::MAX.as_secs()
     ))
+}
+
+pub(super) fn parse_rotation(text: &str) -> Result<Waits, String> {
+    let unit = parse_duration(text)?;
+    if (Waits::MIN..=Waits::MAX).contains(&unit) {
+        return Ok(Waits::of(unit));
+    }
+    Err(format!("{text} is not between 1s and 1d"))
 }
 
 pub(super) fn parse_interval(text: &str) -> Result<Interval, String> {

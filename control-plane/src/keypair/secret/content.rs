@@ -6,9 +6,12 @@ use ambient_shared::proof::SessionRoot;
 use k8s_openapi::ByteString;
 use zeroize::Zeroizing;
 
+use super::change::Step;
 use crate::keypair::{
-    KeypairError, Rotating,
+    Ids, KeypairError, Rotating,
     decrypting::DecryptingKey,
+    id::KeyId,
+    kind::KeyKind,
     pem::{self, InvalidKey},
     root,
     signing::{SigningKey, SigningKeys},
@@ -23,6 +26,9 @@ const PREVIOUS_ROOT: &str = "previous-root";
 
 /// Data of a new Secret.
 pub(super) type Made = Vec<(&'static str, Zeroizing<Vec<u8>>)>;
+
+/// What a change of a Secret does to its data: none takes a key out.
+pub(super) type Change = Vec<(&'static str, Option<Zeroizing<Vec<u8>>>)>;
 
 /// A keypair; takes about half a second.
 pub(super) fn new_keypair() -> Result<Made, InvalidKey> {
@@ -96,6 +102,92 @@ impl Content {
         Ok(SigningKeys::new(current, next, previous))
     }
 
+    /// What the rotation of this kind that was begun before waits for, if there was one.
+    pub(super) fn unfinished(&self, kind: KeyKind) -> Result<Option<&'static str>, KeypairError> {
+        let ids = self.ids(kind)?;
+        Ok(match (kind, ids.previous, ids.next) {
+            (_, None, None) => None,
+            (KeyKind::Keypair, ..) => Some("sessions that were started with the key before run on"),
+            (KeyKind::SessionRoot, ..) => {
+                Some("sessions still have a key that was made from the root before")
+            }
+            (KeyKind::SigningKey, _, Some(_)) => {
+                Some("the next key is published, but not used yet")
+            }
+            (KeyKind::SigningKey, Some(_), None) => {
+                Some("tokens that the key before has signed are still valid")
+            }
+        })
+    }
+
+    /// The public names of the keys of this kind.
+    pub(in crate::keypair) fn ids(&self, kind: KeyKind) -> Result<Ids<String>, KeypairError> {
+        let root_id = |root: &SessionRoot| KeyId::from_bytes(root.id()).to_string();
+        Ok(match kind {
+            KeyKind::Keypair => {
+                let keys = self.keypair()?;
+                Ids {
+                    current: keys.current.id().to_string(),
+                    previous: keys.previous.map(|key| key.id().to_string()),
+                    next: None,
+                }
+            }
+            KeyKind::SessionRoot => {
+                let roots = self.root()?;
+                Ids {
+                    current: root_id(&roots.current),
+                    previous: roots.previous.as_ref().map(root_id),
+                    next: None,
+                }
+            }
+            KeyKind::SigningKey => self.signing()?.ids(),
+        })
+    }
+
+    /// A new keypair, and the one before beside it.
+    pub(super) fn rotate_keypair(&self) -> Result<Change, InvalidKey> {
+        let mut change = set(new_keypair()?);
+        change.push((PREVIOUS_PRIVATE, self.data.get(PRIVATE).cloned()));
+        Ok(change)
+    }
+
+    /// A new root, and the one before beside it.
+    pub(super) fn rotate_root(&self) -> Result<Change, InvalidKey> {
+        let mut change = set(new_root()?);
+        change.push((PREVIOUS_ROOT, self.data.get(ROOT).cloned()));
+        Ok(change)
+    }
+
+    /// A new signing key, beside the one that is used.
+    pub(super) fn publish_signing_key(&self) -> Result<Change, InvalidKey> {
+        let new = new_signing_key()?.into_iter();
+        Ok(new.map(|(_, key)| (NEXT_PRIVATE, Some(key))).collect())
+    }
+
+    /// What a step changes, if there is (still) anything to do.
+    pub(super) fn step(&self, step: &Step) -> Result<Option<Change>, KeypairError> {
+        let ids = self.ids(step.kind())?;
+        Ok(match step {
+            Step::Promote { next } => {
+                let is_it = ids.next.as_ref() == Some(next) && ids.previous.is_none();
+                is_it.then(|| {
+                    vec![
+                        (PRIVATE, self.data.get(NEXT_PRIVATE).cloned()),
+                        (PREVIOUS_PRIVATE, self.data.get(PRIVATE).cloned()),
+                        (NEXT_PRIVATE, None),
+                    ]
+                })
+            }
+            Step::Drop { kind, previous } => {
+                let key = match kind {
+                    KeyKind::Keypair | KeyKind::SigningKey => PREVIOUS_PRIVATE,
+                    KeyKind::SessionRoot => PREVIOUS_ROOT,
+                };
+                (ids.previous.as_ref() == Some(previous)).then(|| vec![(key, None)])
+            }
+        })
+    }
+
     fn required<T>(
         &self,
         key: &str,
@@ -127,4 +219,9 @@ impl Content {
     fn key(&self, key: &str) -> String {
         format!("key {key} of {}", self.place)
     }
+}
+
+fn set(made: Made) -> Change {
+    let made = made.into_iter();
+    made.map(|(key, value)| (key, Some(value))).collect()
 }

@@ -186,6 +186,16 @@ pub(in crate::settings) struct Serve {
         value_name = "DURATION"
     )]
     pub(in crate::settings) cp_lease_duration: String,
+    /// How long a new key that signs minted tokens is published before it is used: longer than any
+    /// API server keeps what it has read of `/.well-known/jwks.json`. The other waits of a rotation
+    /// go by it.
+    #[arg(
+        long,
+        env = "CP_KEY_ROTATION_WAIT",
+        default_value = "2m",
+        value_name = "DURATION"
+    )]
+    pub(in crate::settings) cp_key_rotation_wait: String,
     /// Give tokens to runners that send no proof, as existing runner images: true or false.
     #[arg(
         long,
