@@ -22,8 +22,9 @@ use tokio::{task::Id, time::Instant};
 /// them as long as nobody else comes.
 const SHARE: usize = 4;
 
-/// Part of all places that is made free at a time.
+/// Part of all places that is made free at a time, and of those who wait at most.
 const BATCH: usize = 64;
+const FEW: usize = 8;
 
 /// What a connection does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,10 +208,11 @@ impl Seats {
         if waiting.is_empty() && !newcomer.as_ref().is_some_and(is_over) {
             waiting = self.waiting(|_| true);
         }
-        let leaving = waiting.len().min((self.places / BATCH).max(1));
-        if leaving == 0 {
+        if waiting.is_empty() {
             return 0;
         }
+        // Never all of a few: whoever has just come is about to ask.
+        let leaving = (waiting.len() / FEW).min(self.places / BATCH).max(1);
         waiting.select_nth_unstable_by_key(leaving - 1, |one| (one.doing, one.since));
         let mut left = 0;
         for one in waiting.into_iter().take(leaving) {

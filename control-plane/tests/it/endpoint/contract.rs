@@ -89,7 +89,7 @@ async fn what_is_no_ciphertext_is_401() {
 #[tokio::test]
 async fn headers_of_any_length_and_bytes_are_401() {
     let scene = Setup::default().start().await;
-    for length in [0, 1, 2, 3, 4, 683, 684, 685, 1000, 10_000, 60_000] {
+    for length in [0, 1, 2, 3, 4, 683, 684, 685, 1000, 10_000, 15_000] {
         for byte in [b'A', b'=', b' ', b'\t', b'~', 0x80, 0xff] {
             let mut headers = b"Authorization: Bearer ".to_vec();
             headers.extend(vec![byte; length]);

@@ -49,7 +49,7 @@ async fn a_proof_that_is_sent_is_always_checked() {
                 .session_key(&id(ACTIVE))
                 .sign(&scene.bearer(ACTIVE), scene.clock.now()),
             "\u{ff}".repeat(50),
-            "v".repeat(20_000),
+            "v".repeat(14_000),
         ];
         for proof in proofs {
             let headers = format!("Authorization: Bearer {bearer}\r\n{HEADER}: {proof}\r\n");

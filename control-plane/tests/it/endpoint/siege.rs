@@ -172,7 +172,7 @@ async fn without_a_descriptor_left_those_who_wait_make_room() {
     // What it inherited from here.
     let hard = getrlimit(Resource::Nofile).maximum;
     let few = Rlimit {
-        current: Some(used + 20),
+        current: Some(used + 60),
         maximum: hard,
     };
     let before = prlimit(process, Resource::Nofile, few).unwrap();

@@ -131,6 +131,20 @@ async fn many_places_are_made_free_in_batches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_a_few_who_wait_not_all_leave() {
+    // As when descriptors are short long before places are.
+    let mut scene = Scene::new(4096);
+    let mut waiting = Vec::new();
+    for _ in 0..16 {
+        waiting.push(scene.take(HOME).await);
+    }
+    assert_eq!(scene.seats.make_room(None), 2);
+    let left = waiting.iter().map(|seat| has_left(seat));
+    assert_eq!(left.filter(|left| *left).count(), 2);
+    assert!(has_left(&waiting[0]) && has_left(&waiting[1]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_place_that_was_taken_back_stays_so() {
     let mut scene = Scene::new(1);
     let seat = scene.take(HOME).await;
