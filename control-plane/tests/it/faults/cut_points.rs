@@ -5,12 +5,17 @@
 //! heard so; until a life has fewer writes than that.
 
 use std::{
+    fmt,
     pin::pin,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use ambient_testing::{
     DEADLINE,
+    cluster::Cluster,
     kube_proxy::asked,
     programs::Running,
     proxy::{Call, Cut, Side},
@@ -20,41 +25,81 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::site::Site;
+use super::site::{KEYS, Site};
+use crate::permissions;
 
-/// Lives that are lived at once.
-const LANES: usize = 4;
-
-/// Steps of which there are more in a life than any that is lived here: so many say that something
+/// Writes of which there are more than in any life that is lived here: so many say that something
 /// goes round in circles.
 const MANY: usize = 60;
 
-/// The lives that are still to be lived, by the number of the write and its side.
+/// Where a life is cut.
+#[derive(Clone, Copy)]
+struct Death {
+    side: Side,
+    number: usize,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = match self.side {
+            Side::Before => "before",
+            Side::After => "after",
+        };
+        write!(f, "{side}-{}", self.number)
+    }
+}
+
+/// The lives that are still to be lived.
 struct Plan {
-    next: Mutex<Vec<(Side, usize)>>,
+    /// The next one of each side.
+    next: Mutex<Vec<Death>>,
+    writes: AtomicUsize,
 }
 
 impl Plan {
-    fn new() -> Self {
+    fn new(sides: &[Side]) -> Self {
+        let first = sides.iter().map(|&side| Death { side, number: 1 });
         Self {
-            next: Mutex::new(vec![(Side::Before, 1), (Side::After, 1)]),
+            next: Mutex::new(first.collect()),
+            writes: AtomicUsize::new(0),
         }
     }
 
     /// The next life; none when all have been lived.
-    fn take(&self) -> Option<(Side, usize)> {
+    fn take(&self) -> Option<Death> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let (side, number) = next.iter_mut().min_by_key(|(_, number)| *number)?;
-        let taken = (*side, *number);
-        *number += 1;
-        assert!(taken.1 < MANY, "{taken:?}: a life of endless writes");
+        let next = next.iter_mut().min_by_key(|death| death.number)?;
+        let taken = *next;
+        next.number += 1;
+        assert!(taken.number < MANY, "a life of endless writes");
         Some(taken)
     }
 
     /// A life had no write of its number.
-    fn end(&self, side: Side) {
+    fn end(&self, death: Death) {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        next.retain(|(of, _)| *of != side);
+        next.retain(|it| it.side != death.side);
+        self.writes.fetch_max(death.number - 1, Ordering::Relaxed);
+    }
+
+    /// How many writes a life had.
+    fn writes(&self) -> usize {
+        self.writes.load(Ordering::Relaxed)
+    }
+}
+
+/// Says in which life a test failed.
+struct Scene(Death);
+
+impl Drop for Scene {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the test harness shows it with the failed test"
+    )]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in a life that was cut {}", self.0);
+        }
     }
 }
 
@@ -62,6 +107,12 @@ impl Plan {
 fn is_step(call: &Call) -> bool {
     let asked = asked(call);
     asked.is_write() && !matches!(asked.resource.as_str(), "events" | "leases")
+}
+
+/// Whether it is one about a project, not about a session.
+fn is_step_of_a_project(call: &Call) -> bool {
+    let of_a_session = ["serviceaccounts", "secrets", "services", "pods"];
+    is_step(call) && !of_a_session.contains(&asked(call).resource.as_str())
 }
 
 fn is_status(call: &Call) -> bool {
@@ -73,12 +124,9 @@ fn is_status(call: &Call) -> bool {
 async fn live(
     site: &Site,
     program: &mut Running,
-    (side, number): (Side, usize),
+    cut: &Cut,
     life: impl Future<Output = ()>,
 ) -> bool {
-    let cut = Cut::at(number, side);
-    site.kube.cut(&cut, is_step);
-    site.grpc.cut(&cut, is_status);
     let killing = async {
         cut.reached().await;
         site.kill(program).await;
@@ -103,51 +151,50 @@ async fn live(
     cut.has_come()
 }
 
-/// Lives all lives, several at once, each after `prepare` on one of some sites.
-async fn at_each_write(name: &str, prepare: impl AsyncFn(&Site), life: impl AsyncFn(&Site)) {
-    let plan = Plan::new();
-    let lane = async |number: usize| {
-        let site = Site::new(&format!("{name}-{number}")).await;
+/// Lives all lives, several at once, each on one of some sites after `prepare`. Gives how many
+/// writes a life has.
+async fn at_each_write(
+    name: &str,
+    lanes: usize,
+    prepare: impl AsyncFn(&Site),
+    cut_at: impl Fn(&Site, &Cut),
+    life: impl AsyncFn(&Site),
+) -> usize {
+    let plan = Plan::new(&[Side::Before, Side::After]);
+    let lane = async |lane: usize| {
+        let site = Site::new(&format!("{name}-{lane}")).await;
         let mut program = site.program().start();
         prepare(&site).await;
-        while let Some((side, number)) = plan.take() {
-            let _scene = Scene(side, number);
-            let lived = live(&site, &mut program, (side, number), life(&site));
+        while let Some(death) = plan.take() {
+            let _scene = Scene(death);
+            let cut = Cut::at(death.number, death.side);
+            cut_at(&site, &cut);
+            let lived = live(&site, &mut program, &cut, life(&site));
             let lived = timeout(DEADLINE * 2, lived).await;
             if !lived.expect("a life in time") {
-                plan.end(side);
+                plan.end(death);
             }
         }
     };
-    join_all((0..LANES).map(lane)).await;
-}
-
-/// Says where a life failed.
-struct Scene(Side, usize);
-
-impl Drop for Scene {
-    #[expect(
-        clippy::print_stderr,
-        reason = "the test harness shows it with the failed test"
-    )]
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("killed {:?} write {}", self.0, self.1);
-        }
-    }
+    join_all((0..lanes).map(lane)).await;
+    plan.writes()
 }
 
 /// How often an object of this kind was made, by the calls from number `from`.
 fn made(site: &Site, from: usize, resource: &str) -> usize {
     let calls = site.asked();
     let made = calls[from..].iter().filter(|(asked, code)| {
-        asked.resource == resource && asked.namespace == site.project && *code == Some(201)
+        asked.verb != "update" && asked.resource == resource && *code == Some(201)
     });
     made.count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_session_lives_its_life_wherever_the_program_is_killed() {
+    let cut_at = |site: &Site, cut: &Cut| {
+        site.kube.cut(cut, is_step);
+        site.grpc.cut(cut, is_status);
+    };
     let life = async |site: &Site| {
         let from = site.asked().len();
         let session = site.create().await;
@@ -189,5 +236,79 @@ async fn a_session_lives_its_life_wherever_the_program_is_killed() {
             assert_eq!(made(site, from, resource), 1, "{resource}");
         }
     };
-    at_each_write("cut-session", Site::create_project, life).await;
+    let writes = at_each_write("cut-session", 4, Site::create_project, cut_at, life).await;
+    assert!(writes > 20, "{writes} writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_project_lives_its_life_wherever_the_program_is_killed() {
+    let cut_at = |site: &Site, cut: &Cut| site.kube.cut(cut, is_step_of_a_project);
+    let lives = AtomicUsize::new(0);
+    let life = async |site: &Site| {
+        let from = site.asked().len();
+        let number = lives.fetch_add(1, Ordering::Relaxed);
+        let project = format!("{}-team-{number}", site.name);
+        site.create_project_of(&project).await;
+        let session = site.create_in(&project).await;
+        session.runs(0).await;
+        session.until_phase("Running").await;
+        session.is_whole().await;
+        session.delete().await;
+        session.finishes().await;
+        session.is_gone().await;
+        let path = format!("/projects/{project}");
+        site.rest(Method::DELETE, &path, None).await;
+        site.wait_gone(&format!("/api/v1/namespaces/{project}"))
+            .await;
+
+        for resource in ["namespaces", "rolebindings", "networkpolicies", "pods"] {
+            assert_eq!(made(site, from, resource), 1, "{resource}");
+        }
+    };
+    // Many at once: a namespace takes its time to go.
+    let writes = at_each_write("cut-project", 6, async |_| {}, cut_at, life).await;
+    assert!(writes >= 5, "{writes} writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn keys_are_made_once_wherever_the_program_is_killed() {
+    // Before a write, there is what there was after the one before it.
+    let plan = Plan::new(&[Side::After]);
+    let cluster = Cluster::shared();
+    permissions::grant(cluster);
+    let lane = async |_| {
+        while let Some(death) = plan.take() {
+            let _scene = Scene(death);
+            let name = format!("cut-keys-{death}");
+            let site = Site::bare(cluster, &name).await;
+            let cut = Cut::at(death.number, death.side);
+            site.kube.cut(&cut, is_step);
+            let mut program = site.program().start();
+            let life = async {
+                let mut found = Vec::new();
+                for key in KEYS {
+                    let path = format!("/api/v1/namespaces/{name}/secrets/{key}");
+                    found.push(site.wait_for(&path, |_| true).await);
+                }
+                let map = format!("/api/v1/namespaces/{name}/configmaps/ambient-cp-keys");
+                let owner = site.wait_for(&map, |_| true).await;
+                for key in &found {
+                    let owners = &key["metadata"]["ownerReferences"];
+                    assert_eq!(owners[0]["uid"], owner["metadata"]["uid"], "{owners}");
+                }
+            };
+            let lived = live(&site, &mut program, &cut, life);
+            let was_killed = timeout(DEADLINE * 2, lived).await.expect("in time");
+            // With whatever it was left, it works.
+            program.listening("endpoint").await;
+            assert_eq!(made(&site, 0, "secrets"), KEYS.len());
+            assert_eq!(made(&site, 0, "configmaps"), 1);
+            if !was_killed {
+                plan.end(death);
+            }
+        }
+    };
+    join_all((0..4).map(lane)).await;
+    let writes = plan.writes();
+    assert!(writes > KEYS.len(), "{writes} writes");
 }

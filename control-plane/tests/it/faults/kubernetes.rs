@@ -234,6 +234,31 @@ async fn writes_that_are_refused_for_now_are_made_later_and_cause_no_storm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_that_is_deleted_while_its_next_try_waits_is_removed_and_not_started() {
+    let (site, _program) = started("fault-waits").await;
+    let creates = about(&site, "create", "pods");
+    let broken = Fault::Answer(refusal(500, "InternalError", "etcd is away"));
+    let refused = site.kube.inject(usize::MAX, creates, broken);
+    let session = site.create().await;
+    until("some tries", || refused.hits() >= 4).await;
+
+    session.delete().await;
+    session.is_gone().await;
+
+    // Whatever would still be tried is tried by the time another session has lived.
+    drop(refused);
+    let other = running(&site).await;
+    other.delete().await;
+    other.finishes().await;
+    other.is_gone().await;
+    session.is_gone().await;
+    let made = site.asked().into_iter().filter(|(asked, code)| {
+        (asked.verb, asked.resource.as_str()) == ("create", "pods") && *code == Some(201)
+    });
+    assert_eq!(made.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_others_make_under_a_sessions_names_is_left_alone() {
     let (site, _program) = started("fault-taken").await;
     let session = {

@@ -33,6 +33,13 @@ const LOOK: Duration = Duration::from_millis(25);
 /// The node of all pods.
 pub const NODE: &str = "faults-node";
 
+/// The Secrets of its keys.
+pub const KEYS: [&str; 3] = [
+    "ambient-cp-token-keypair",
+    "ambient-cp-session-root",
+    "ambient-cp-signing-key",
+];
+
 /// An installation.
 pub struct Site {
     /// Its own namespace.
@@ -132,9 +139,14 @@ impl Site {
 
     /// Makes the project, and waits until sessions can be there.
     pub async fn create_project(&self) {
-        let body = json!({"name": self.project});
+        self.create_project_of(&self.project).await;
+    }
+
+    /// Makes a project of this name, and waits until sessions can be there.
+    pub async fn create_project_of(&self, name: &str) {
+        let body = json!({"name": name});
         self.rest(Method::POST, "/projects", Some(&body)).await;
-        let path = format!("/api/v1/namespaces/{}", self.project);
+        let path = format!("/api/v1/namespaces/{name}");
         self.wait_for(&path, |it| {
             it["metadata"]["annotations"]["ambient-code.io/follows-project"] == "true"
         })
@@ -143,10 +155,18 @@ impl Site {
 
     /// Makes a session of the project.
     pub async fn create(&self) -> Session<'_> {
-        let body = json!({"name": "a session", "project_id": self.project});
+        self.create_in(&self.project).await
+    }
+
+    /// Makes a session of a project.
+    pub async fn create_in(&self, project: &str) -> Session<'_> {
+        let body = json!({"name": "a session", "project_id": project});
         let session = self.rest(Method::POST, "/sessions", Some(&body)).await;
-        let id = session["id"].as_str().unwrap().to_owned();
-        Session { site: self, id }
+        Session {
+            site: self,
+            project: project.to_owned(),
+            id: session["id"].as_str().unwrap().to_owned(),
+        }
     }
 
     /// One request to the API server as its operator.
@@ -210,15 +230,6 @@ impl Site {
         }
     }
 
-    /// The objects of a kind in the project's namespace that are of a session, by whatever says so.
-    pub async fn objects(&self, resource: &str, id: &str) -> Vec<Value> {
-        let path = format!("/api/v1/namespaces/{}/{resource}", self.project);
-        let list = self.get(&path).await.unwrap_or_default();
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        let is_its = |it: &Value| it["metadata"].to_string().contains(id);
-        items.into_iter().filter(is_its).collect()
-    }
-
     /// Calls to kube-apiserver so far, as it names them, with the status of each answer.
     pub fn asked(&self) -> Vec<(Asked, Option<u16>)> {
         let calls = self.kube.calls();
@@ -230,13 +241,14 @@ impl Site {
 /// A session of a site.
 pub struct Session<'a> {
     pub site: &'a Site,
+    pub project: String,
     pub id: String,
 }
 
 impl Session<'_> {
     /// Path of one of its objects, by the contract.
     pub fn path(&self, resource: &str, ending: &str) -> String {
-        let (project, id) = (&self.site.project, &self.id);
+        let (project, id) = (&self.project, &self.id);
         format!("/api/v1/namespaces/{project}/{resource}/session-{id}{ending}")
     }
 
@@ -346,6 +358,15 @@ impl Session<'_> {
         }
     }
 
+    /// The objects of a kind in its namespace that are of this session, by whatever says so.
+    pub async fn objects(&self, resource: &str) -> Vec<Value> {
+        let path = format!("/api/v1/namespaces/{}/{resource}", self.project);
+        let list = self.site.get(&path).await.unwrap_or_default();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let is_its = |it: &Value| it["metadata"].to_string().contains(&self.id);
+        items.into_iter().filter(is_its).collect()
+    }
+
     /// Waits until nothing is left of it.
     pub async fn is_gone(&self) {
         for (resource, ending) in [
@@ -355,7 +376,7 @@ impl Session<'_> {
             ("services", ""),
         ] {
             self.site.wait_gone(&self.path(resource, ending)).await;
-            let left = self.site.objects(resource, &self.id).await;
+            let left = self.objects(resource).await;
             assert!(left.is_empty(), "{left:#?}");
         }
     }
@@ -383,7 +404,7 @@ impl Session<'_> {
     /// Exactly one object of each kind is there.
     pub async fn is_whole(&self) {
         for resource in ["pods", "serviceaccounts", "secrets", "services"] {
-            let there = self.site.objects(resource, &self.id).await;
+            let there = self.objects(resource).await;
             assert_eq!(there.len(), 1, "{resource}: {there:#?}");
         }
     }
@@ -391,18 +412,14 @@ impl Session<'_> {
 
 /// The keys of all sites: made once, by the program, as an RSA key takes a while.
 async fn keys() -> &'static [Value] {
-    static KEYS: OnceCell<Vec<Value>> = OnceCell::const_new();
-    let made = KEYS.get_or_init(|| async {
+    static MADE: OnceCell<Vec<Value>> = OnceCell::const_new();
+    let made = MADE.get_or_init(|| async {
         let cluster = Cluster::shared();
         permissions::grant(cluster);
         let site = Site::bare(cluster, "faults-keys").await;
         let mut program = site.program().start();
         let mut keys = Vec::new();
-        for name in [
-            "ambient-cp-token-keypair",
-            "ambient-cp-session-root",
-            "ambient-cp-signing-key",
-        ] {
+        for name in KEYS {
             let path = format!("/api/v1/namespaces/{}/secrets/{name}", site.name);
             let secret = site.wait_for(&path, |_| true).await;
             // Without our label: somebody else's, which is read and never written.

@@ -80,8 +80,8 @@ pub struct State {
     pub failing_pages: (usize, u32),
     /// How many more writes of a status fail.
     pub failing_writes: usize,
-    /// Writes of a status are refused as wrong.
-    pub refuses_writes: bool,
+    /// Writes of this session's status are refused as wrong.
+    pub refuses_writes_of: Option<&'static str>,
     /// How many were.
     pub refused: usize,
     /// Most sessions on a page.
@@ -387,7 +387,7 @@ impl SessionService for FakeApi {
                 state.failing_writes = state.failing_writes.saturating_sub(1);
                 return Err(Status::unavailable("as the test said"));
             }
-            if state.refuses_writes {
+            if state.refuses_writes_of == Some(request.id.as_str()) {
                 state.refused += 1;
                 self.shared.changes.notify_waiters();
                 return Err(Status::failed_precondition("as the test said"));
