@@ -26,6 +26,7 @@ pub mod kube_proxy;
 pub mod kwok;
 pub mod load;
 pub mod local;
+pub mod metrics;
 pub mod node;
 pub mod operator;
 pub mod ports;

@@ -15,4 +15,5 @@ mod projects;
 mod server;
 mod sessions;
 mod settings;
+mod telemetry;
 mod watching;

@@ -3,70 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-/// One row of the table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub kind: String,
-    pub labels: BTreeSet<String>,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_owned()
-}
-
-pub fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// The table of all metrics, by name.
-pub fn table() -> BTreeMap<String, Row> {
-    let text = read("docs/metrics.md");
-    let mut table = BTreeMap::new();
-    for line in text.lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let ["", name, kind, labels, question, ""] = cells[..] else {
-            continue;
-        };
-        let Some(name) = name.strip_prefix('`').and_then(|it| it.strip_suffix('`')) else {
-            continue;
-        };
-        assert!(
-            question.contains('?'),
-            "{name} answers no question: {question}"
-        );
-        let row = Row {
-            kind: kind.to_owned(),
-            labels: labels_of(labels),
-        };
-        assert_eq!(
-            table.insert(name.to_owned(), row),
-            None,
-            "{name} stands twice"
-        );
-    }
-    table
-}
-
-/// Of "`key`, `result`: `ok`, `failed`; `step`" the names, which come before the values.
-fn labels_of(cell: &str) -> BTreeSet<String> {
-    let names = cell
-        .split(';')
-        .map(|part| part.split(':').next().unwrap_or_default());
-    let quoted = |it: &str| {
-        it.split('`')
-            .skip(1)
-            .step_by(2)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    names.flat_map(quoted).collect()
-}
+use ambient_testing::metrics::{Row, read, root, table};
 
 /// The values of all constants of our programs that name a metric.
 fn constants() -> BTreeSet<String> {
@@ -100,48 +40,6 @@ fn name_of_a_metric(constant: &str) -> Option<String> {
     (declared.trim_end().ends_with(": &str") && is_name).then(|| value.to_owned())
 }
 
-/// Names and labels of all series on a page of metrics, by metric.
-pub fn served(page: &str) -> BTreeMap<String, Row> {
-    let mut served: BTreeMap<String, Row> = BTreeMap::new();
-    let mut family = String::new();
-    for line in page.lines() {
-        if let Some(declared) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = declared.split_once(' ').unwrap();
-            family = name.to_owned();
-            let (kind, labels) = (kind.to_owned(), BTreeSet::new());
-            served.insert(family.clone(), Row { kind, labels });
-        } else if !line.starts_with('#')
-            && let Some((_, labels)) = line.split_once('{')
-        {
-            let labels = labels.split('}').next().unwrap();
-            let names = labels.split("\",").filter_map(|it| it.split_once("=\""));
-            let names = names
-                .map(|(name, _)| name.to_owned())
-                .filter(|it| it != "le");
-            served.get_mut(&family).unwrap().labels.extend(names);
-        }
-    }
-    served
-}
-
-/// Fails when a page serves what the table does not have.
-pub fn is_in_table(page: &str) {
-    let table = table();
-    let served = served(page);
-    assert!(served.len() > 10, "{page}");
-    for (name, row) in served {
-        let known = table
-            .get(&name)
-            .unwrap_or_else(|| panic!("docs/metrics.md lacks {name}"));
-        assert_eq!(row.kind, known.kind, "{name}");
-        let unknown: Vec<_> = row.labels.difference(&known.labels).collect();
-        assert!(
-            unknown.is_empty(),
-            "docs/metrics.md lacks the labels {unknown:?} of {name}"
-        );
-    }
-}
-
 #[test]
 fn the_table_has_all_metrics_and_no_others() {
     let table: BTreeSet<String> = table().into_keys().collect();
@@ -163,19 +61,161 @@ fn the_table_has_all_metrics_and_no_others() {
 }
 
 #[test]
-fn labels_are_told_from_their_values() {
-    let labels = labels_of("`key`, `result`: `ok`, `failed`; `step`");
-    assert_eq!(labels, ["key", "result", "step"].map(str::to_owned).into());
-    assert!(labels_of("").is_empty());
-    let page = "# TYPE a_seconds histogram\na_seconds_bucket{of=\"x, y\",le=\"1\"} 2\n";
-    let row = &served(page)["a_seconds"];
-    assert_eq!(row.labels, ["of".to_owned()].into());
-    assert_eq!(
-        name_of_a_metric("X: &str =\n    \"ambient_a_b\";"),
-        Some("ambient_a_b".to_owned())
-    );
+fn names_of_metrics_are_told_from_other_texts() {
+    let name = name_of_a_metric("X: &str =\n    \"ambient_a_b\";");
+    assert_eq!(name, Some("ambient_a_b".to_owned()));
     assert_eq!(
         name_of_a_metric("X: &str = \"ambient_runner=debug\";"),
         None
     );
+}
+
+/// The alerts of docs/operations.md with their expressions.
+fn alerts() -> Vec<(String, String)> {
+    let text = read("docs/operations.md");
+    let rows = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| alert |"));
+    let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        // A pipe within a cell is written with a backslash.
+        let row = row.replace("\\|", "\u{0}");
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let ["", alert, expression, _, meaning, action, ""] = cells[..] else {
+            panic!("not five cells: {row}");
+        };
+        assert!(!meaning.is_empty() && !action.is_empty(), "{alert}");
+        let expression = expression.split('`').nth(1).expect("an expression");
+        (alert.to_owned(), expression.replace('\u{0}', "|"))
+    })
+    .collect()
+}
+
+#[test]
+fn the_charts_alerts_and_dashboard_are_about_metrics_that_there_are() {
+    let table = table();
+    let alerts: BTreeSet<String> = alerts().into_iter().map(|(name, _)| name).collect();
+    let folder = "charts/ambient-control-plane";
+    let rules = read(&format!("{folder}/templates/metrics/prometheusrule.yaml"));
+    let named = rules.split("\"name\" \"").skip(1);
+    let named: Vec<&str> = named.filter_map(|it| it.split('"').next()).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        assert!(alerts.contains(name), "docs/operations.md lacks {name}");
+    }
+    // There the names' common beginning stands for itself.
+    let series = rules.split("\"expr\"").skip(1).flat_map(|it| {
+        let expression = it.split("\"summary\"").next().unwrap_or_default();
+        expression.split("%s").skip(1)
+    });
+    let mut series: BTreeSet<String> = series
+        .filter_map(|it| {
+            it.split(|c: char| !c.is_ascii_lowercase() && c != '_')
+                .next()
+        })
+        .filter(|it| !it.is_empty())
+        .map(|it| format!("ambient_control_plane_{it}"))
+        .collect();
+    let dashboard = read(&format!("{folder}/files/dashboard.json"));
+    series.extend(
+        words(&dashboard)
+            .filter(|it| it.starts_with("ambient_control_plane_"))
+            .map(str::to_owned),
+    );
+    assert!(series.len() > 10, "{series:#?}");
+    for series in series {
+        assert!(metric_of(&table, &series).is_some(), "there is no {series}");
+    }
+}
+
+/// Texts in quotation marks, which are values of labels, left out.
+fn unquoted(expression: &str) -> String {
+    expression.split('"').step_by(2).collect()
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(move |c| !is_of_word(c))
+        .filter(|it| !it.is_empty())
+}
+
+/// The metric that a series belongs to.
+fn metric_of<'a>(table: &BTreeMap<String, Row>, series: &'a str) -> Option<&'a str> {
+    let of_histogram = ["_bucket", "_sum", "_count"].iter();
+    let base = of_histogram
+        .filter_map(|end| series.strip_suffix(end))
+        .find(|base| table.get(*base).is_some_and(|row| row.kind == "histogram"));
+    base.or_else(|| table.contains_key(series).then_some(series))
+}
+
+#[test]
+fn alerts_are_about_metrics_that_there_are() {
+    let (table, alerts) = (table(), alerts());
+    assert!(alerts.len() > 20, "{alerts:#?}");
+    for (alert, expression) in alerts {
+        let plain = unquoted(&expression);
+        let series: Vec<_> = words(&plain)
+            .filter(|it| it.starts_with("ambient_") || it.starts_with("process_"))
+            .collect();
+        assert!(
+            !series.is_empty(),
+            "{alert} is about no metric: {expression}"
+        );
+        // What Prometheus adds to all.
+        let mut labels: BTreeSet<String> = ["instance", "le"].map(str::to_owned).into();
+        for series in series {
+            let metric = metric_of(&table, series);
+            let metric = metric.unwrap_or_else(|| panic!("{alert}: there is no {series}"));
+            labels.extend(table[metric].labels.iter().cloned());
+        }
+        for part in plain.split('{').skip(1) {
+            let inside = part.split('}').next().unwrap_or_default();
+            for label in inside.split(',').filter_map(|it| words(it).next()) {
+                assert!(
+                    labels.contains(label),
+                    "{alert}: no label {label} in {expression}"
+                );
+            }
+        }
+        for grouping in ["by (", "on ("] {
+            for part in plain.split(grouping).skip(1) {
+                for label in words(part.split(')').next().unwrap_or_default()) {
+                    assert!(
+                        labels.contains(label),
+                        "{alert}: no label {label} in {expression}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn documents_name_only_metrics_that_there_are() {
+    let table = table();
+    for entry in fs::read_dir(root().join("docs")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let programs = [
+            "control_plane",
+            "api",
+            "api_server",
+            "runner",
+            "sidecar",
+            "trace",
+            "build",
+        ];
+        for word in words(&text) {
+            let rest = word.strip_prefix("ambient_").unwrap_or_default();
+            let is_metric = programs.iter().any(|it| {
+                rest.strip_prefix(it)
+                    .is_some_and(|rest| rest.starts_with('_') && rest.len() > 1)
+            });
+            // A module of ours, as in a log level, is no metric.
+            if is_metric {
+                let metric = metric_of(&table, word);
+                assert!(metric.is_some(), "{} names {word}", path.display());
+            }
+        }
+    }
 }

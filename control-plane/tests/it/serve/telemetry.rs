@@ -12,7 +12,9 @@ use ambient_shared::{
     session::SessionId,
     token::Token,
 };
-use ambient_testing::{cluster::Cluster, collector::Collector, programs::Running};
+use ambient_testing::{
+    cluster::Cluster, collector::Collector, metrics::is_in_table, programs::Running,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -21,8 +23,6 @@ use tokio::{
     net::TcpListener,
     time::{Instant, sleep, timeout},
 };
-
-use crate::metrics::is_in_table;
 
 use super::{DEADLINE, RealApi, SERVICE, api, create, program, ready, set_status, until_phase};
 
