@@ -12,11 +12,14 @@ use ambient_shared::{
     harden::{no_core_dumps, raise_open_files},
     settings::NoSettings,
     tasks::cancel_on_signal,
-    telemetry::{init_logs_and_traces, init_metrics},
+    telemetry::{describe, init_logs_and_traces, init_metrics},
 };
 use tokio_util::sync::CancellationToken;
 
 const PROGRAM: &str = "ambient-api-server";
+
+/// What our metrics mean.
+const METRICS: &str = include_str!("../../docs/metrics.md");
 
 fn main() -> ExitCode {
     no_core_dumps();
@@ -49,6 +52,7 @@ fn start(arguments: Arguments) -> Result<(), (u8, String)> {
     let (format, level) = (arguments.log_format, &arguments.log_level);
     let traces = init_logs_and_traces(PROGRAM, format, level).map_err(|error| software(&error))?;
     let metrics = init_metrics(PROGRAM).map_err(|error| software(&error))?;
+    describe(METRICS);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

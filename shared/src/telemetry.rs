@@ -109,6 +109,24 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// Says what metrics mean, by the rows of a Markdown table: name, type, labels, what it is for. Other
+/// lines are passed over.
+pub fn describe(table: &'static str) {
+    for line in table.lines() {
+        let cells: Vec<&'static str> = line.split('|').map(str::trim).collect();
+        let ["", name, kind, _, text, ""] = cells[..] else {
+            continue;
+        };
+        let name = name.trim_matches('`');
+        match kind {
+            "counter" => metrics::describe_counter!(name, text),
+            "gauge" => metrics::describe_gauge!(name, text),
+            "histogram" => metrics::describe_histogram!(name, text),
+            _ => {}
+        }
+    }
+}
+
 /// Without traces, nobody is told of a span.
 #[cfg(not(feature = "otlp"))]
 pub(crate) fn tell(_: &tracing::Span, _: &mut ::http::HeaderMap) {}
@@ -130,6 +148,19 @@ pub fn init_metrics(program: &'static str) -> Result<MetricsPage, TelemetryError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_are_described_by_a_table() {
+        let page = MetricsPage::default();
+        metrics::with_local_recorder(&page, || {
+            describe(
+                "| metric | type | labels | for |\n|---|---|---|---|\n| `a_total` | counter | `b` | A? |\n",
+            );
+            metrics::counter!("a_total", "b" => "c").increment(1);
+        });
+        let page = page.render();
+        assert!(page.starts_with("# HELP a_total A?\n"), "{page}");
+    }
 
     #[test]
     fn levels_are_checked_by_name() {

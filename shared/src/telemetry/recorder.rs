@@ -5,7 +5,7 @@
 //! 35 ms of processor time, more than a runner takes to get its token.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -28,8 +28,15 @@ const BUCKETS: [f64; 18] = [
 pub struct MetricsPage {
     recorder: metrics_prometheus::Recorder<NoOp>,
     registry: Registry,
-    /// Names of the histograms that have [`BUCKETS`].
-    histograms: Arc<RwLock<HashSet<String>>>,
+    histograms: Arc<RwLock<Histograms>>,
+}
+
+#[derive(Default)]
+struct Histograms {
+    /// Names of those that have [`BUCKETS`].
+    made: HashSet<String>,
+    /// What those mean that were described before they were made.
+    help: HashMap<String, SharedString>,
 }
 
 impl MetricsPage {
@@ -54,18 +61,23 @@ impl MetricsPage {
 
     /// Makes a histogram with [`BUCKETS`]: the recorder's own end at 10 s.
     fn prepare(&self, key: &Key) {
-        let known = self.histograms.read();
-        if (known.unwrap_or_else(PoisonError::into_inner)).contains(key.name()) {
-            return;
-        }
+        let help = {
+            let known = self.histograms.read();
+            let known = known.unwrap_or_else(PoisonError::into_inner);
+            if known.made.contains(key.name()) {
+                return;
+            }
+            known.help.get(key.name()).cloned()
+        };
+        let help = help.as_deref().unwrap_or(key.name());
         let labels: Vec<&str> = key.labels().map(metrics::Label::key).collect();
-        let options = HistogramOpts::new(key.name(), key.name()).buckets(BUCKETS.to_vec());
+        let options = HistogramOpts::new(key.name(), help).buckets(BUCKETS.to_vec());
         if let Ok(histogram) = HistogramVec::new(options, &labels) {
             // An error means that another thread was here first.
             let _ = self.recorder.try_register_metric(histogram);
         }
         let mut known = (self.histograms.write()).unwrap_or_else(PoisonError::into_inner);
-        known.insert(key.name().to_owned());
+        known.made.insert(key.name().to_owned());
     }
 }
 
@@ -100,6 +112,9 @@ impl Recorder for MetricsPage {
     }
 
     fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        let mut known = (self.histograms.write()).unwrap_or_else(PoisonError::into_inner);
+        known.help.insert(name.as_str().to_owned(), text.clone());
+        drop(known);
         self.recorder.describe_histogram(name, unit, text);
     }
 
@@ -119,7 +134,7 @@ impl Recorder for MetricsPage {
 
 #[cfg(test)]
 mod tests {
-    use metrics::{counter, describe_counter, gauge, histogram};
+    use metrics::{counter, describe_counter, describe_histogram, gauge, histogram};
 
     use super::*;
 
@@ -133,6 +148,7 @@ mod tests {
     fn metrics_are_written_by_name_and_label() {
         let page = recorded(|| {
             describe_counter!("b_total", "of b");
+            describe_histogram!("bare_seconds", "of all");
             counter!("b_total", "result" => "ok").increment(2);
             counter!("b_total", "result" => "error").increment(1);
             counter!("b_total", "result" => "ok").increment(1);
@@ -146,6 +162,7 @@ mod tests {
         for line in [
             "# HELP b_total of b",
             "# TYPE b_total counter",
+            "# HELP bare_seconds of all",
             "b_total{result=\"error\"} 1",
             "b_total{result=\"ok\"} 3",
             "c{why=\"a \\\"quoted\\\" \\\\\"} 2.5",
