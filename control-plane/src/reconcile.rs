@@ -232,8 +232,10 @@ impl Reconciler {
                 }
             }
             match self.backend.stop(id).await {
-                Ok(()) => info!(phase = %session.phase, "session's run asked to end"),
-                Err(BackendError::NotFound) => {}
+                Ok(()) if run.status != RunStatus::Unknown => {
+                    info!(phase = %session.phase, "session's run asked to end");
+                }
+                Ok(()) | Err(BackendError::NotFound) => {}
                 Err(error) => return Err(error.into()),
             }
         }
