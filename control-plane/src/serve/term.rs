@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use ambient_shared::tasks::TaskFailure;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{pin, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -19,6 +20,9 @@ const FIRST_LOOK: Duration = Duration::from_mins(1);
 /// How long work that has begun may go on after the end of a term. What is cut off then is done
 /// again by who leads next, which waits for us until then.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// What is left then may take so long to notice.
+const CUT_OFF: Duration = Duration::from_millis(500);
 
 /// What only the leader does.
 pub(super) struct Leads {
@@ -61,7 +65,17 @@ impl Leads {
         ];
         let mut parts: FuturesUnordered<_> = parts.into_iter().collect();
         let mut first = Ok(());
-        while let Some(ended) = parts.next().await {
+        let cut_off = async {
+            term.cancelled().await;
+            sleep(DRAIN + CUT_OFF).await;
+        };
+        pin!(cut_off);
+        loop {
+            let ended = tokio::select! {
+                ended = parts.next() => ended,
+                () = &mut cut_off => None,
+            };
+            let Some(ended) = ended else { break };
             term.cancel();
             match ended {
                 // Every step may be cut off.
