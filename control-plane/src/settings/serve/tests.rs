@@ -71,6 +71,94 @@ fn the_own_namespace_is_in_what_runners_are_told() {
     assert_eq!(settings.kubernetes.namespace, "other");
 }
 
+/// Files of a certificate and its key, and an argument for each.
+fn tls_files() -> (tempfile::TempDir, [String; 4]) {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["cp.example".to_owned()]).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("tls.crt"), made.cert.pem()).unwrap();
+    fs::write(path("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    let arguments = [
+        "--cp-token-tls-cert-file".to_owned(),
+        path("tls.crt"),
+        "--cp-token-tls-key-file".to_owned(),
+        path("tls.key"),
+    ];
+    (folder, arguments)
+}
+
+#[test]
+fn with_a_certificate_runners_are_told_https() {
+    assert!(serve(&[], &CREDENTIALS).unwrap().token_tls.is_none());
+
+    let (folder, files) = tls_files();
+    let arguments = files.each_ref().map(String::as_str);
+    let settings = serve(&arguments, &CREDENTIALS).unwrap();
+    assert_eq!(
+        settings.token_url.as_str(),
+        "https://ambient-control-plane.ambient-code.svc:8080/token"
+    );
+    let tls = settings.token_tls.unwrap();
+    assert_eq!(tls.certificate, folder.path().join("tls.crt"));
+    assert_eq!(tls.key, folder.path().join("tls.key"));
+
+    // As behind a proxy that has a certificate of its own.
+    let url = ["--cp-token-url", "https://tokens.example/token"];
+    let settings = serve(&[&arguments[..], &url].concat(), &CREDENTIALS).unwrap();
+    assert_eq!(settings.token_url.as_str(), url[1]);
+}
+
+#[test]
+fn a_certificate_needs_its_key_and_the_other_way_round() {
+    let (folder, files) = tls_files();
+    let arguments = files.each_ref().map(String::as_str);
+    for (given, missing, other) in [
+        (
+            &arguments[..2],
+            "CP_TOKEN_TLS_KEY_FILE",
+            "CP_TOKEN_TLS_CERT_FILE",
+        ),
+        (
+            &arguments[2..],
+            "CP_TOKEN_TLS_CERT_FILE",
+            "CP_TOKEN_TLS_KEY_FILE",
+        ),
+    ] {
+        assert_eq!(
+            faults(given),
+            [format!("{missing}: missing; {other} needs it")]
+        );
+    }
+    fs::write(folder.path().join("tls.key"), "nothing").unwrap();
+    let found = faults(&arguments);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].starts_with("CP_TOKEN_TLS_KEY_FILE: there is no PEM private key in"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn an_authority_for_runners_is_passed_on_as_it_is() {
+    let (folder, _) = tls_files();
+    let path = folder.path().join("tls.crt");
+    let arguments = ["--cp-token-ca-file", path.to_str().unwrap()];
+    let settings = serve(&arguments, &CREDENTIALS).unwrap();
+    assert_eq!(settings.token_ca, Some(fs::read_to_string(&path).unwrap()));
+
+    let key = folder.path().join("tls.key");
+    for (file, fault) in [
+        (key.to_str().unwrap(), "there is no PEM certificate in it"),
+        ("/does/not/exist", "cannot read"),
+    ] {
+        let found = faults(&["--cp-token-ca-file", file]);
+        assert!(
+            found[0].starts_with("CP_TOKEN_CA_FILE: ") && found[0].contains(fault),
+            "{found:?}"
+        );
+    }
+}
+
 #[test]
 fn client_credentials_win_over_a_fixed_token() {
     let arguments = [
