@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::sync::watch;
 
 use super::{Call, Shared, Which};
 
@@ -20,6 +21,8 @@ pub enum Fault {
     Answer(Answer),
     /// It is passed on this much later.
     Late(Duration),
+    /// It is passed on once this fault has ended.
+    Held,
     /// It is never passed on, and never answered.
     Hang,
     /// The server does it, and its answer is lost with the connection.
@@ -64,6 +67,8 @@ pub(super) struct Rule {
     pub(super) fault: Fault,
     times: usize,
     hits: AtomicUsize,
+    /// Gone with the rule.
+    held: watch::Sender<()>,
 }
 
 impl Rule {
@@ -73,16 +78,17 @@ impl Rule {
             fault,
             times,
             hits: AtomicUsize::new(0),
+            held: watch::Sender::new(()),
         }
     }
 
-    /// The fault, if it befalls this call. Counts.
-    pub(super) fn hit(&self, call: &Call) -> Option<Fault> {
+    /// The fault, if it befalls this call, and what is closed when the fault ends. Counts.
+    pub(super) fn hit(&self, call: &Call) -> Option<(Fault, watch::Receiver<()>)> {
         // Under the lock of the proxy's state: nobody counts at the same time.
         let is_hit = self.hits.load(Ordering::Acquire) < self.times && (self.which)(call);
         is_hit.then(|| {
             self.hits.fetch_add(1, Ordering::AcqRel);
-            self.fault.clone()
+            (self.fault.clone(), self.held.subscribe())
         })
     }
 }

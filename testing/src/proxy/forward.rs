@@ -46,7 +46,7 @@ pub(super) async fn answer(
             .map(|(cut, which)| (cut.clone(), cut.turn(which(&call))));
         match turn {
             Some((cut, Turn::Last(side))) => (number, None, Some((cut, side))),
-            Some((_, Turn::Stopped)) => (number, Some(Fault::Hang), None),
+            Some((_, Turn::Stopped)) => (number, Some((Fault::Hang, watch::channel(()).1)), None),
             None | Some((_, Turn::Pass)) => {
                 let fault = state.rules.iter().find_map(|rule| rule.hit(&call));
                 (number, fault, None)
@@ -56,6 +56,7 @@ pub(super) async fn answer(
     if let Some((cut, Side::Before)) = last {
         cut.stop().await
     }
+    let (fault, held) = fault.unzip();
     match &fault {
         Some(Fault::Answer(answer)) => {
             shared.lock().calls[number].answered = Some(answer.status);
@@ -63,6 +64,12 @@ pub(super) async fn answer(
         }
         Some(Fault::Late(late)) => tokio::time::sleep(*late).await,
         Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Held) => {
+            if let Some(mut held) = held {
+                // Nothing is ever sent: it fails when the fault ends.
+                let _ = held.changed().await;
+            }
+        }
         Some(Fault::Lost | Fault::Silent) | None => {}
     }
     let (head, body) = shared.upstream.send(request).await?.into_parts();

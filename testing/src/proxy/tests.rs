@@ -94,6 +94,16 @@ async fn a_fault_befalls_as_many_calls_as_it_should_and_ends_when_dropped() {
     drop(hang);
     assert_eq!(scene.text("/echo/a").await, ok("a"));
 
+    let held = scene.proxy.inject(1, is("/echo/a"), Fault::Held);
+    let (answer, ()) = tokio::join!(scene.text("/echo/a"), async {
+        while held.hits() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(scene.text("/echo/b").await, ok("b"));
+        drop(held);
+    });
+    assert_eq!(answer, ok("a"));
+
     let lost = scene.proxy.inject(1, is("/echo/a"), Fault::Lost);
     assert!(scene.get("/echo/a").await.is_err());
     assert_eq!(lost.hits(), 1);

@@ -163,6 +163,8 @@ async fn a_secret_that_is_deleted_while_its_watch_expires_is_made_again() {
     let (site, _program) = started("fault-gap").await;
     let session = running(&site).await;
     let watches = about(&site, "watch", "secrets");
+    let is_watched = || site.kube.streams(about(&site, "watch", "secrets")) == 1;
+    until("Secrets are watched", is_watched).await;
     let gap = site.kube.inject(usize::MAX, watches, Fault::Silent);
     let old = site.get(&session.secret()).await.unwrap();
     let deleted = site.ask(Method::DELETE, &session.secret(), None).await;
@@ -261,13 +263,10 @@ async fn a_session_that_is_deleted_while_its_next_try_waits_is_removed_and_not_s
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_others_make_under_a_sessions_names_is_left_alone() {
     let (site, _program) = started("fault-taken").await;
-    let session = {
-        let late = Fault::Late(Duration::from_millis(500));
-        let held = site.kube.inject(1, about(&site, "create", "pods"), late);
-        let session = site.create().await;
-        until("the pod is about to be made", || held.hits() == 1).await;
-        session
-    };
+    let creates = about(&site, "create", "pods");
+    let held = site.kube.inject(1, creates, Fault::Held);
+    let session = site.create().await;
+    until("the pod is about to be made", || held.hits() == 1).await;
     let name = format!("session-{}-runner", session.id);
     let theirs = json!({
         "metadata": {"name": name},
@@ -284,6 +283,7 @@ async fn what_others_make_under_a_sessions_names_is_left_alone() {
     let pods = format!("/api/v1/namespaces/{}/pods", site.project);
     let made = site.ask(Method::POST, &pods, Some(&theirs)).await;
     assert_eq!(made.0, 201, "{}", made.1);
+    drop(held);
 
     let failed = session.until_phase("Failed").await;
     let conditions = failed["conditions"].as_str().unwrap();
@@ -305,13 +305,14 @@ async fn what_others_make_under_a_sessions_names_is_left_alone() {
 async fn an_account_that_is_deleted_while_its_session_is_made_is_made_again() {
     let (site, _program) = started("fault-account").await;
     for (verb, resource) in &WRITES[1..4] {
-        let late = Fault::Late(Duration::from_millis(500));
-        let held = site.kube.inject(1, about(&site, verb, resource), late);
+        let write = about(&site, verb, resource);
+        let held = site.kube.inject(1, write, Fault::Held);
         let session = site.create().await;
         until("the write is about to be made", || held.hits() == 1).await;
         let account = session.path("serviceaccounts", "-sa");
         let deleted = site.ask(Method::DELETE, &account, None).await;
         assert_eq!(deleted.0, 200, "{}", deleted.1);
+        drop(held);
 
         until_whole(&session).await;
         session.delete().await;
