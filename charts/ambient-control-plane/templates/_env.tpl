@@ -51,6 +51,7 @@
   "CP_RATE_LIMITS" (ternary "on" "off" .Values.tokens.rateLimits)
   "CP_ALLOW_UNPROVEN" (toString .Values.tokens.allowUnproven)
   "CP_LEASE_DURATION" .Values.leaseDuration
+  "CP_KEY_ROTATION_WAIT" .Values.keys.rotationWait
   "AMBIENT_ADMIN_LISTEN" ":9090"
   "RUNNER_IMAGE" $sessions.agentImage
   "AMBIENT_RUNNER_IMAGE" (include "ambient.image" (dict "root" . "image" $sessions.runnerImage "at" "sessions.runnerImage"))

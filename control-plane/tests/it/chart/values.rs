@@ -78,3 +78,35 @@ fn every_map_of_the_schema_is_closed_or_says_of_what_it_is() {
     // A parent chart has keys of its own there.
     assert_eq!(open, ["/properties/global"]);
 }
+
+#[test]
+fn the_chart_is_for_these_programs() {
+    let text = fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    let about: Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(about["appVersion"], env!("CARGO_PKG_VERSION"));
+    // What docs/install.md says of each chart version.
+    let notes = fs::read_to_string(chart().join("../../docs/install.md")).unwrap();
+    let version = about["version"].as_str().unwrap();
+    assert!(
+        notes.contains(&format!("| {version} | ")),
+        "no upgrade note for {version}"
+    );
+}
+
+/// What is for control planes outside of the cluster.
+const LEFT_OUT: [&str; 1] = ["KUBECONFIG"];
+
+#[test]
+fn every_setting_of_the_control_plane_is_a_value() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/raw/serve.rs");
+    let source = fs::read_to_string(source).unwrap();
+    let template = fs::read_to_string(chart().join("templates/_env.tpl")).unwrap();
+    let names = source.split("env = \"").skip(1);
+    let names: Vec<_> = names.filter_map(|it| it.split('"').next()).collect();
+    assert!(names.len() > 30, "{names:?}");
+    let set = |name: &&str| {
+        template.contains(&format!("\"{name}\"")) || template.contains(&format!("name: {name}\n"))
+    };
+    let left: Vec<_> = names.into_iter().filter(|it| !set(it)).collect();
+    assert_eq!(left, LEFT_OUT, "the settings that the chart does not set");
+}
