@@ -85,16 +85,16 @@ pub async fn first_sync(plane: &mut Plane, sessions: &Sessions, report: &mut Rep
     let before = report.used(0);
     let took = plane.start(Tokens::FIRST).await;
     report.processors("first sync", &before, plane.pid());
-    let known = plane.metric("ambient_control_plane_sessions", "").await;
     report.target(
         &format!("first sync, {} pages", plane.pages()),
         format!("{:.1} s", took.as_secs_f64()),
         &format!("{} s", SYNC.as_secs()),
         took < SYNC,
     );
-    report.note(format!("{known} sessions are known, of {}", sessions.len()));
-    // What it does once it is ready is part of it.
+    // What it does once it is ready is part of it, and it reports what it knows now and then.
     sleep(Duration::from_secs(10)).await;
+    let known = plane.metric("ambient_control_plane_sessions", "").await;
+    report.note(format!("{known} sessions are known, of {}", sessions.len()));
     memory(report, plane, "first sync");
 }
 
