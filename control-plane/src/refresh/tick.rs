@@ -102,3 +102,33 @@ impl Tick {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lag_counts_from_when_a_token_was_first_found_due() {
+        let (late, fresh) = ("session-late", "session-fresh");
+        let [late, fresh] = [late, fresh].map(|it| SessionId::parse(it).unwrap());
+        let mut tick = Tick::default();
+        tick.begin();
+        tick.found(&late, true);
+        tick.found(&fresh, false);
+        tick.complete();
+        sleep(Duration::from_secs(7)).await;
+        assert_eq!(tick.settle(&late, None), None, "a try that failed");
+
+        // The next tick finds it due still.
+        tick.begin();
+        tick.found(&late, true);
+        sleep(Duration::from_secs(3)).await;
+        let lag = tick.settle(&late, Some(Settled::Written));
+        assert_eq!(lag, Some(Duration::from_secs(10)));
+        // What nobody found due, such as a Secret that was deleted, has no lag.
+        assert_eq!(tick.settle(&fresh, Some(Settled::Written)), None);
+        assert!(tick.due_since.is_empty());
+    }
+}

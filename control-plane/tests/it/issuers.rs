@@ -5,8 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_control_plane::issuer::{IssueError, Issuer as _, Subject, oidc::OidcIssuer};
-use ambient_shared::{client, clock::Clock, resolve::Resolver, session::SessionId, token::Token};
+use ambient_control_plane::{
+    issuer::{IssueError, Issuer as _, Subject, oidc::OidcIssuer},
+    metrics::OIDC_SECONDS,
+};
+use ambient_shared::{
+    client, clock::Clock, resolve::Resolver, session::SessionId, telemetry::MetricsPage,
+    token::Token,
+};
 use ambient_testing::{
     DEADLINE,
     faults::{Mode, Relay},
@@ -260,4 +266,14 @@ async fn a_provider_that_hangs_is_given_up() {
     tokio::time::resume();
     scene.idp.answer(Answer::Token);
     scene.until("a token", Result::ok).await;
+}
+
+#[tokio::test]
+async fn the_providers_time_is_measured_by_result() {
+    let page = MetricsPage::default();
+    let _recorder = metrics::set_default_local_recorder(&page);
+    let scene = scene(Duration::from_secs(900), Answer::Token).await;
+    scene.issue(Duration::ZERO).await.unwrap();
+    let line = format!("{OIDC_SECONDS}_count{{result=\"ok\"}} 1");
+    assert!(page.render().contains(&line), "{}", page.render());
 }

@@ -303,3 +303,22 @@ proptest! {
         prop_assert_eq!(now, expected);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_waits_from_when_it_is_seen_until_it_runs() {
+    let cache = SessionCache::new();
+    assert_eq!(cache.waiting_since(&id()), None);
+    cache.apply_event(at(1, "Pending"));
+    let since = cache.waiting_since(&id());
+    assert!(since.is_some());
+
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    cache.apply_event(at(2, "Creating"));
+    assert_eq!(cache.waiting_since(&id()), since);
+    cache.apply_event(at(3, "Running"));
+    assert_eq!(cache.waiting_since(&id()), None);
+
+    // Started again.
+    cache.apply_event(at(4, "Pending"));
+    assert!(cache.waiting_since(&id()) > since);
+}

@@ -186,6 +186,13 @@ async fn a_collector_sees_exchanges_and_reconciles_and_no_secret() {
     let page = metrics(admin).await;
     assert!(page.contains("ambient_trace_spans_total{result=\"exported\"}"));
     is_in_table(&page);
+    for line in [
+        "ambient_control_plane_session_start_delay_seconds_count 1",
+        "ambient_control_plane_token_exchange_duration_seconds_count{result=\"ok\"} 1",
+        "ambient_control_plane_leader 1",
+    ] {
+        assert!(page.lines().any(|it| it == line), "no {line} in\n{page}");
+    }
 
     let control_plane = ends(control_plane).await;
     let names = [
@@ -311,6 +318,11 @@ async fn a_sessions_hash_leads_to_all_that_happened_to_it() {
             it["message"] == "deleted session cleaned up"
         })
         .await;
+    let page = metrics(admin).await;
+    assert!(
+        page.contains("ambient_control_plane_refresh_lag_seconds_count "),
+        "{page}"
+    );
     let control_plane = ends(control_plane).await;
 
     let story = story(&control_plane, &hash);
