@@ -25,7 +25,7 @@ use super::{
     EndpointSettings, Parts, Standing, StandingOf,
     answer::{self, Refusal, Response},
     decrypt::{Ciphertext, Decryptor, Known, OpenError, ParseError},
-    limits::Limits,
+    limits::{Limits, Lines},
 };
 use crate::{
     issuer::{Issuer, Subject},
@@ -38,6 +38,7 @@ pub(super) struct Exchange {
     keys: Keyring,
     decryptor: Decryptor,
     limits: Option<Limits>,
+    lines: Lines,
     allow_unproven: bool,
     standing: StandingOf,
     issuer: Arc<dyn Issuer>,
@@ -102,6 +103,7 @@ impl Exchange {
             decryptor: Decryptor::new(),
             keys: parts.keys,
             limits: settings.rate_limits.then(Limits::default),
+            lines: Lines::default(),
             allow_unproven: settings.allow_unproven,
             standing: parts.standing,
             issuer: parts.issuer,
@@ -123,6 +125,7 @@ impl Exchange {
         let mut audit = Audit {
             source,
             session: None,
+            latency: Duration::ZERO,
         };
         let deciding = async {
             match self.decide(source, headers, &mut audit).await {
@@ -141,7 +144,8 @@ impl Exchange {
             Ok(_) => &self.granted_seconds,
             Err(_) => &self.refused_seconds,
         };
-        seconds.record(began.elapsed());
+        audit.latency = began.elapsed();
+        seconds.record(audit.latency);
         span.record("result", result);
         if let Some(session) = audit.session {
             span.record("session", display(session));
@@ -153,7 +157,7 @@ impl Exchange {
                 answer::granted(&granted.token, self.clock.now())
             }
             Err(refusal) => {
-                audit.refused(refusal);
+                audit.refused(refusal, &self.lines);
                 refusal.into_response()
             }
         }
@@ -296,8 +300,10 @@ impl Exchange {
         // Half of a life: runners come back at four fifths of what they get.
         let min_life = self.issuer.life().unwrap_or(Duration::ZERO) / 2;
         self.issuer.issue(subject, min_life).await.map_err(|error| {
-            let session = subject.session.hash();
-            warn!(%session, error = %exit::report(&error), "no token for a session");
+            if self.lines.has_room() {
+                let session = subject.session.hash();
+                warn!(%session, error = %exit::report(&error), "no token for a session");
+            }
             Refusal::NoToken
         })
     }
@@ -332,30 +338,37 @@ fn bearer_of(headers: &HeaderMap) -> Result<&str, Refusal> {
 struct Audit {
     source: IpAddr,
     session: Option<SessionHash>,
+    latency: Duration,
 }
 
 impl Audit {
+    fn latency_ms(&self) -> u64 {
+        u64::try_from(self.latency.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Who asks again and gets the same token again is logged for who looks for it: the line for
     /// that token is there.
     fn granted(&self, granted: &Granted) {
         let (session, source) = (self.session.map(display), self.source);
         if granted.is_news {
             let token = granted.token.hash();
-            info!(result = "ok", session, %token, %source, "token exchange");
+            let latency_ms = self.latency_ms();
+            info!(result = "ok", session, %token, %source, latency_ms, "token exchange");
         } else {
-            debug!(result = "ok", session, %source, "token exchange");
+            let latency_ms = self.latency_ms();
+            debug!(result = "ok", session, %source, latency_ms, "token exchange");
         }
     }
 
     /// What a limit refuses is a flood by its nature: it is counted, and logged for who looks for
-    /// it.
-    fn refused(&self, refusal: Refusal) {
+    /// it. So is what comes from too many at once.
+    fn refused(&self, refusal: Refusal, lines: &Lines) {
         let (session, source) = (self.session.map(display), self.source);
-        let result = refusal.label();
-        if refusal.by_limit() {
-            debug!(result, session, %source, "token exchange");
+        let (result, latency_ms) = (refusal.label(), self.latency_ms());
+        if refusal.by_limit() || !lines.has_room() {
+            debug!(result, session, %source, latency_ms, "token exchange");
         } else {
-            info!(result, session, %source, "token exchange");
+            info!(result, session, %source, latency_ms, "token exchange");
         }
     }
 }

@@ -42,6 +42,31 @@ pub(super) struct Limits<C: Clock = DefaultClock> {
 
 type Limiter<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
+/// Lines about refusals in a second, and at once, whoever they are about: what many addresses
+/// send must not fill a disk either.
+const LINES: (NonZeroU32, NonZeroU32) = (nonzero(50), nonzero(500));
+
+/// Counts the lines about refusals.
+pub(super) struct Lines<C: Clock = DefaultClock>(Limiter<C>);
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::new(&DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> Lines<C> {
+    fn new(clock: &C) -> Self {
+        let quota = Quota::per_second(LINES.0).allow_burst(LINES.1);
+        Self(RateLimiter::direct_with_clock(quota, clock.clone()))
+    }
+
+    /// Whether one more may be written.
+    pub(super) fn has_room(&self) -> bool {
+        self.0.check().is_ok()
+    }
+}
+
 /// One share.
 struct Meter<C: Clock> {
     limiter: Limiter<C>,

@@ -102,3 +102,13 @@ async fn the_counts_are_bounded() {
     limits.sources.run_pending_tasks().await;
     assert!(limits.sources.entry_count() <= COUNTED);
 }
+
+#[test]
+fn lines_about_refusals_are_few_however_many_there_are() {
+    let clock = FakeRelativeClock::default();
+    let lines = Lines::new(&clock);
+    let written = |count: usize| (0..count).filter(|_| lines.has_room()).count();
+    assert_eq!(written(10_000), 500);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(written(10_000), 50);
+}

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use ambient_shared::{
 };
 use ambient_testing::{
     DEADLINE,
-    load::percentile,
+    load::{self, Plan, percentile},
     local::{Local, NewSession},
     programs::{Program, binary},
     siege::Siege,
@@ -202,6 +203,63 @@ async fn without_a_descriptor_left_those_who_wait_make_room() {
     prlimit(process, Resource::Nofile, before).unwrap();
     town.settle().await;
     town.ask(2).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_writes_few_lines() {
+    const FLOOD: usize = 3_000;
+    let town = Town::with(1).await;
+    let begin = Instant::now();
+    // From one address, which has a share of its own, and then from many, which have all one.
+    for addresses in [1, 100] {
+        let before = refusals(&town).len();
+        for number in 0..addresses {
+            let plan = Plan {
+                address: town.address(),
+                from: Some([127, 0, 1, number + 1].into()),
+                requests: Arc::new(vec![
+                    b"GET /token HTTP/1.1\r\nHost: cp\r\n\r\n".to_vec();
+                    FLOOD / usize::from(addresses)
+                ]),
+                again: false,
+                connections: 4,
+                rate: None,
+                duration: DEADLINE,
+            };
+            let outcome = load::run(plan).await;
+            assert_eq!(outcome.broken, 0, "{outcome:?}");
+        }
+        let lines = refusals(&town).len() - before;
+        let (burst, rate) = if addresses == 1 { (200, 20) } else { (500, 50) };
+        let most = burst + rate * (usize::try_from(begin.elapsed().as_secs()).unwrap() + 1);
+        assert!(lines >= 1, "none was logged");
+        assert!(lines <= most, "{lines} lines, {most} at most");
+        assert!(most < FLOOD, "too slow to tell: {most}");
+    }
+    town.ask(0).await;
+
+    // What one line says, and what none does.
+    let line = &refusals(&town)[0];
+    assert_eq!(line["result"], "no_header", "{line}");
+    assert_eq!(line["source"], "127.0.1.1", "{line}");
+    assert!(line["latency_ms"].is_u64(), "{line}");
+    let (id, key) = &town.sessions[0];
+    let log = town.local.program.log().join("\n");
+    assert!(log.contains(&id.hash().to_string()), "by its hash");
+    assert!(!log.contains(id.as_str()) && !log.contains(key.expose()));
+}
+
+/// The audit lines of exchanges that were refused.
+fn refusals(town: &Town) -> Vec<serde_json::Value> {
+    let log = town.local.program.log();
+    let lines = log
+        .iter()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    lines
+        .filter(|line: &serde_json::Value| {
+            line["message"] == "token exchange" && line["result"] != "ok"
+        })
+        .collect()
 }
 
 #[tokio::test]
