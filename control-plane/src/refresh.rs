@@ -248,6 +248,7 @@ impl Refresh {
             return Ok(Settled::Skipped);
         }
         let token = self.issuer.issue(&subject, rule.min_life()).await?;
+        let before = before.filter(|times| rule::is_told_by(*times, self.clock.now()));
         let had = before.and_then(|times| times.expires_at);
         // Where only the session's key is old, the same token again is good.
         if rule.is_token_due(before, self.clock.now())

@@ -75,6 +75,16 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// Clocks that are further apart do not agree: one of them is wrong. Less is the age of an answer, and
+/// times in whole seconds.
+pub const CLOCKS_AGREE: Duration = Duration::from_secs(10);
+
+/// How far apart two times are.
+pub fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    let later = one.duration_since(other);
+    later.unwrap_or_else(|earlier| earlier.duration())
+}
+
 /// Seconds from the Unix epoch to `time`; 0 before it.
 pub fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)

@@ -3,7 +3,10 @@
 //! Runner and sidecar share it. It makes one try; when to try again is [`crate::retry`]'s matter,
 //! which each error answers by its [`Retryable`] side.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use http::{StatusCode, header};
 use serde::Deserialize;
@@ -11,7 +14,7 @@ use url::Url;
 
 use crate::{
     bearer::Bearer,
-    clock::Clock,
+    clock::{self, CLOCKS_AGREE, Clock},
     proof::{self, SessionKey},
     retry::{Retry, Retryable},
     token::{InvalidToken, Token},
@@ -29,7 +32,7 @@ pub struct Exchange {
     client: reqwest::Client,
     url: Url,
     bearer: Bearer,
-    key: Option<SessionKey>,
+    key: Mutex<Option<SessionKey>>,
     clock: Clock,
 }
 
@@ -163,9 +166,14 @@ impl Exchange {
             client,
             url,
             bearer,
-            key,
+            key: Mutex::new(key),
             clock,
         }
+    }
+
+    /// Proves with this key from now on: the control plane replaces it when its root changes.
+    pub fn use_key(&self, key: SessionKey) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
     /// Asks for a token once. A proof that the server calls stale is signed once more with the
@@ -176,21 +184,30 @@ impl Exchange {
     /// # Errors
     /// [`ExchangeError`]; its [`Retryable`] side says whether to try again.
     pub async fn fetch(&self) -> Result<Token, ExchangeError> {
-        let (status, headers, body) = self.ask(self.clock.now()).await?;
+        let key = self.key();
+        let (status, headers, body) = self.ask(key.as_ref(), self.clock.now()).await?;
         let stale = status == StatusCode::UNAUTHORIZED
-            && self.key.is_some()
+            && key.is_some()
             && first_line(&body) == proof::ProofError::Stale.to_string();
         match date(&headers).filter(|_| stale) {
             Some(server_time) => {
-                let (status, headers, body) = self.ask(server_time).await?;
+                let (status, headers, body) = self.ask(key.as_ref(), server_time).await?;
                 self.judge(status, &headers, &body)
             }
             None => self.judge(status, &headers, &body),
         }
     }
 
+    fn key(&self) -> Option<SessionKey> {
+        self.key
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     async fn ask(
         &self,
+        key: Option<&SessionKey>,
         now: SystemTime,
     ) -> Result<(StatusCode, http::HeaderMap, Vec<u8>), ExchangeError> {
         let lost = |source: reqwest::Error| ExchangeError::Connect {
@@ -207,7 +224,7 @@ impl Exchange {
             .timeout(TIMEOUT)
             .header(header::AUTHORIZATION, authorization)
             .header(header::ACCEPT, "application/json");
-        if let Some(key) = &self.key {
+        if let Some(key) = key {
             request = request.header(proof::HEADER, key.sign(self.bearer.as_str(), now));
         }
         let mut response = request.send().await.map_err(lost)?;
@@ -229,7 +246,7 @@ impl Exchange {
     ) -> Result<Token, ExchangeError> {
         let url = self.url.clone();
         match status {
-            StatusCode::OK => self.read_answer(body),
+            StatusCode::OK => self.read_answer(headers, body),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 let retry_after = retry_after(headers, self.clock.now());
                 Err(ExchangeError::Busy {
@@ -254,7 +271,7 @@ impl Exchange {
         }
     }
 
-    fn read_answer(&self, body: &[u8]) -> Result<Token, ExchangeError> {
+    fn read_answer(&self, headers: &http::HeaderMap, body: &[u8]) -> Result<Token, ExchangeError> {
         // The parser's own message could quote the token.
         let answer: Answer =
             serde_json::from_slice(body).map_err(|_| self.malformed("not the expected JSON"))?;
@@ -267,8 +284,29 @@ impl Exchange {
                     .ok_or_else(|| self.malformed("`expires_at` is not an RFC 3339 time"))?,
             ),
         };
-        Token::new(&answer.token, expires_at)
-            .map_err(|error: InvalidToken| self.malformed(error.to_string()))
+        let invalid = |error: InvalidToken| self.malformed(error.to_string());
+        let told = expires_at.map(|told| self.by_our_clock(told, headers));
+        let own = Token::new(&answer.token, None)
+            .map_err(invalid)?
+            .expires_at();
+        let expires_at = [told, own].into_iter().flatten().min();
+        Token::new(&answer.token, expires_at).map_err(invalid)
+    }
+
+    /// A time of the server's by our clock: the server's may be wrong, and then it is not the moment
+    /// that counts but how far away it is.
+    fn by_our_clock(&self, time: SystemTime, headers: &http::HeaderMap) -> SystemTime {
+        let now = self.clock.now();
+        let Some(theirs) = date(headers) else {
+            return time;
+        };
+        if clock::apart(theirs, now) < CLOCKS_AGREE {
+            return time;
+        }
+        match time.duration_since(theirs) {
+            Ok(left) => now.checked_add(left).unwrap_or(time),
+            Err(_) => now,
+        }
     }
 
     fn malformed(&self, reason: impl Into<String>) -> ExchangeError {

@@ -10,7 +10,10 @@ use http::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::{clock, session::short_digest};
+use crate::{
+    clock::{self, CLOCKS_AGREE},
+    session::short_digest,
+};
 
 /// Life of a token that says nothing about its expiry: that of short-lived tokens in general use.
 pub const ASSUMED_LIFE: Duration = Duration::from_mins(5);
@@ -49,7 +52,8 @@ pub enum InvalidToken {
 impl Token {
     /// A token from its text, without the white space around it.
     ///
-    /// `expires_at` is what the issuer said; where it said nothing, a JWT's own `exp` counts.
+    /// `expires_at` is what the issuer said; where it said nothing, a JWT's own `exp` counts. Where
+    /// the two are apart, the JWT's times are of another clock, and its `iat` counts for nothing.
     ///
     /// # Errors
     /// When the text is empty, too long, or cannot stand in an `Authorization` header.
@@ -65,10 +69,16 @@ impl Token {
             return Err(InvalidToken::NotAHeaderValue);
         }
         let claims = JwtTimes::of(secret);
+        let own = claims.exp.and_then(clock::from_unix_seconds);
+        let issued_at = claims.iat.and_then(clock::from_unix_seconds);
+        let is_of_one_clock = match (expires_at, own) {
+            (Some(told), Some(own)) => clock::apart(told, own) < CLOCKS_AGREE,
+            _ => true,
+        };
         Ok(Self {
             secret: SecretString::from(secret.to_owned()),
-            issued_at: claims.iat.and_then(clock::from_unix_seconds),
-            expires_at: expires_at.or_else(|| claims.exp.and_then(clock::from_unix_seconds)),
+            issued_at: issued_at.filter(|_| is_of_one_clock),
+            expires_at: expires_at.or(own),
         })
     }
 
@@ -85,7 +95,7 @@ impl Token {
         value
     }
 
-    /// When it was issued, if it is a JWT that says so.
+    /// When it was issued, if it is a JWT that says so, by the clock of its expiry.
     pub fn issued_at(&self) -> Option<SystemTime> {
         self.issued_at
     }
@@ -160,7 +170,8 @@ impl fmt::Debug for TokenHash {
 /// so that runners started together do not refresh together.
 ///
 /// `jitter` is a sample from `0.0..1.0`. Never below [`MIN_REFRESH`], unless the token would expire
-/// before. No expiry counts as [`ASSUMED_LIFE`]. A token that looks expired on arrival is most
+/// before. No expiry counts as [`ASSUMED_LIFE`]. A token has never more life left than its whole life:
+/// where it seems so, our clock is behind. A token that looks expired on arrival is most
 /// likely good and our clock wrong: it is renewed by its whole life, at most [`DOUBTFUL_LIFE`].
 pub fn refresh_in(token: &Token, now: SystemTime, jitter: f64) -> Duration {
     let part = 0.8 - 0.1 * jitter.clamp(0.0, 1.0);
@@ -169,6 +180,7 @@ pub fn refresh_in(token: &Token, now: SystemTime, jitter: f64) -> Duration {
         let whole = token.whole_life().unwrap_or(ASSUMED_LIFE);
         return whole.min(DOUBTFUL_LIFE).mul_f64(part).max(MIN_REFRESH);
     }
+    let left = token.whole_life().map_or(left, |whole| left.min(whole));
     let wait = left.mul_f64(part);
     // A token of 2 s is renewed after 1 s at the latest, not after it has expired.
     wait.max(MIN_REFRESH.min(left.mul_f64(0.5)).max(MIN_REFRESH / 4))
@@ -235,6 +247,11 @@ mod tests {
         assert_eq!(token.issued_at(), Some(at(900)));
         let told = Token::new(&jwt(r#"{"exp":1000}"#), Some(at(500))).unwrap();
         assert_eq!(told.expires_at(), Some(at(500)));
+        let jwt_of_another_clock = jwt(r#"{"exp":1000,"iat":900}"#);
+        for (told, issued) in [(999, Some(at(900))), (4600, None)] {
+            let told = Token::new(&jwt_of_another_clock, Some(at(told))).unwrap();
+            assert_eq!(told.issued_at(), issued);
+        }
         assert_eq!(Token::new("opaque", None).unwrap().expires_at(), None);
         assert_eq!(
             Token::new(&jwt(r#"{"exp":"soon"}"#), None)
@@ -283,6 +300,12 @@ mod tests {
             let brief = Token::new(&jwt(r#"{"iat":100,"exp":101}"#), None).unwrap();
             assert!(refresh_in(&brief, at(2000), jitter) >= MIN_REFRESH);
         }
+        // By a clock that is an hour behind.
+        let read_early = Token::new(&jwt(r#"{"iat":4600,"exp":5500}"#), None).unwrap();
+        assert_eq!(
+            refresh_in(&read_early, at(1000), 0.0),
+            Duration::from_secs(720)
+        );
         assert_eq!(
             refresh_in(&Token::new("opaque", None).unwrap(), at(0), 0.0),
             ASSUMED_LIFE.mul_f64(0.8)

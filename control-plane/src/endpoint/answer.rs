@@ -135,8 +135,8 @@ struct Granted<'a> {
     expires_at: Option<String>,
 }
 
-/// 200 with the token.
-pub(super) fn granted(token: &Token) -> Response {
+/// 200 with the token, and our time, by which the client reads when it expires.
+pub(super) fn granted(token: &Token, now: SystemTime) -> Response {
     let expires_at = token
         .expires_at()
         .filter(|time| clock::unix_seconds(*time) <= LAST_TIME)
@@ -151,6 +151,7 @@ pub(super) fn granted(token: &Token) -> Response {
     };
     let mut response = json_answer(Bytes::from_owner(Zeroizing::new(json)));
     set(&mut response, header::CACHE_CONTROL, "no-store");
+    set_date(&mut response, now);
     response
 }
 
@@ -180,16 +181,20 @@ fn unauthorized(why: &'static str) -> Response {
     response
 }
 
-/// The date is ours, not the HTTP library's: the same clock that judged the proof.
 fn stale(now: SystemTime) -> Response {
     let mut response = unauthorized("proof stale\n");
+    set_date(&mut response, now);
+    response
+}
+
+/// Ours, not the HTTP library's: of the clock that judges proofs.
+fn set_date(response: &mut Response, now: SystemTime) {
     let seconds = clock::unix_seconds(now);
     if seconds <= LAST_TIME
         && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
     {
         response.headers_mut().insert(header::DATE, date);
     }
-    response
 }
 
 fn later(status: StatusCode, why: &'static str, wait: Duration) -> Response {
@@ -239,11 +244,11 @@ mod tests {
     #[test]
     fn an_expiry_that_cannot_be_written_is_left_out() {
         let at = |seconds| clock::from_unix_seconds(seconds);
+        let long_ago = SystemTime::UNIX_EPOCH;
         for expires_at in [None, at(LAST_TIME), at(LAST_TIME + 1), at(1 << 40)] {
-            let response = granted(&Token::new("opaque", expires_at).unwrap());
+            let response = granted(&Token::new("opaque", expires_at).unwrap(), long_ago);
             assert_eq!(response.status(), StatusCode::OK, "{expires_at:?}");
         }
-        let long_ago = SystemTime::UNIX_EPOCH;
         assert_eq!(
             stale(long_ago).headers()[header::DATE],
             "Thu, 01 Jan 1970 00:00:00 GMT"

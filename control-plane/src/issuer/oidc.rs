@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use ambient_shared::{
     client::{ClientError, http_client_to, trust_roots},
-    clock::{self, Clock},
+    clock::{self, CLOCKS_AGREE, Clock},
     exit,
     resolve::Resolver,
     retry::{Backoff, Policy, Retry},
@@ -78,8 +78,31 @@ struct State {
 #[derive(Debug, Clone)]
 struct Held {
     token: Token,
+    /// From its issue to its expiry.
     life: Option<Duration>,
+    /// Of that, what was left when it came.
+    left: Option<Duration>,
     since: Instant,
+}
+
+impl Held {
+    /// The token, unless it has expired. When our clock was set back meanwhile, its expiry is told
+    /// anew by that.
+    fn valid(&self, now: SystemTime) -> Option<Token> {
+        if self.token.is_expired(now) {
+            return None;
+        }
+        let (Some(left), Some(by_clock)) = (self.left, self.token.life_left(now)) else {
+            return Some(self.token.clone());
+        };
+        let left = left.saturating_sub(self.since.elapsed());
+        if by_clock < left + CLOCKS_AGREE {
+            return Some(self.token.clone());
+        }
+        let expires_at = now.checked_add(left).filter(|_| !left.is_zero())?;
+        // It was a token before.
+        Token::new(self.token.expose(), Some(expires_at)).ok()
+    }
 }
 
 /// What an asker does.
@@ -204,6 +227,7 @@ impl OidcIssuer {
                 self.state.send_modify(|state| {
                     state.held = Some(Held {
                         life: whole_life(&token, asked_at),
+                        left,
                         token,
                         since: Instant::now(),
                     });
@@ -249,9 +273,8 @@ impl OidcIssuer {
         };
         // The best there is, even with less life than asked for.
         let now = self.clock.now();
-        let held = self.state.borrow().valid(now).cloned();
-        held.map(|held| held.token)
-            .ok_or_else(|| self.error(failure.unwrap_or_else(|| Failure::slow(ISSUE_LIMIT))))
+        let token = self.state.borrow().valid(now).map(|(_, token)| token);
+        token.ok_or_else(|| self.error(failure.unwrap_or_else(|| Failure::slow(ISSUE_LIMIT))))
     }
 
     fn error(&self, failure: Failure) -> IssueError {
@@ -270,15 +293,12 @@ impl OidcIssuer {
 impl State {
     fn choose(&self, min_life: Duration, now: SystemTime) -> Choice {
         let down = !self.asking && self.failure.is_some();
-        if let Some(held) = self.valid(now) {
-            let enough = held
-                .token
-                .life_left(now)
-                .is_none_or(|left| left >= min_life);
+        if let Some((held, token)) = self.valid(now) {
+            let enough = token.life_left(now).is_none_or(|left| left >= min_life);
             // As much as the provider can give: it may hand out the same token for a while.
             let young = held.since.elapsed() < (held.life.unwrap_or_default() / 10).max(MIN_PAUSE);
             if enough || young || down {
-                return Choice::Take(held.token.clone());
+                return Choice::Take(token);
             }
         }
         match &self.failure {
@@ -287,10 +307,9 @@ impl State {
         }
     }
 
-    fn valid(&self, now: SystemTime) -> Option<&Held> {
-        self.held
-            .as_ref()
-            .filter(|held| !held.token.is_expired(now))
+    fn valid(&self, now: SystemTime) -> Option<(&Held, Token)> {
+        let held = self.held.as_ref()?;
+        Some((held, held.valid(now)?))
     }
 
     /// Says whether that is news.
@@ -337,4 +356,34 @@ fn whole_life(token: &Token, asked_at: SystemTime) -> Option<Duration> {
 )]
 fn unix(time: SystemTime) -> f64 {
     clock::unix_seconds(time) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_lives_no_longer_as_the_clock_is_set_back() {
+        let life = Duration::from_secs(60);
+        let came = SystemTime::UNIX_EPOCH + 2 * HOUR;
+        let held = Held {
+            token: Token::new("opaque", Some(came + life)).unwrap(),
+            life: Some(life),
+            left: Some(life),
+            since: Instant::now(),
+        };
+        let left_at = |now| held.valid(now)?.life_left(now);
+        advance(life / 2).await;
+        assert_eq!(left_at(came + life / 2), Some(life / 2));
+        assert_eq!(left_at(came + life / 2 - HOUR), Some(life / 2));
+        // The machine slept, or the clock was set forward.
+        assert_eq!(left_at(came + HOUR), None);
+        advance(life / 2).await;
+        assert_eq!(left_at(came + life), None);
+        assert_eq!(left_at(came + life - HOUR), None);
+    }
 }

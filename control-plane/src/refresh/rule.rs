@@ -2,12 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use ambient_shared::token::ASSUMED_LIFE;
+use ambient_shared::{clock::unix_seconds, token::ASSUMED_LIFE};
 
 use crate::{backend::TokenTimes, keypair::id::KeyId};
 
 /// Shortest time between two ticks, however short tokens live.
 const SHORTEST: Duration = Duration::from_millis(200);
+
+/// Clocks of two replicas may differ by so much.
+const REPLICAS_AGREE: Duration = Duration::from_mins(1);
 
 /// How often tokens of running sessions are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,9 +88,13 @@ impl Rule {
     /// Whether the token in a Secret with these times is due; none is a Secret that is not there.
     pub(crate) fn is_token_due(&self, times: Option<TokenTimes>, now: SystemTime) -> bool {
         let Some(times) = times else { return true };
+        if !is_told_by(times, now) {
+            return true;
+        }
         let Some(expires_at) = times.expires_at else {
             // It stays valid, unless another one, or one of another kind, is configured since.
-            return self.life.is_some() || times.issued_at < self.started_at;
+            let (issued, started) = (unix_seconds(times.issued_at), unix_seconds(self.started_at));
+            return self.life.is_some() || issued < started;
         };
         let whole = expires_at.duration_since(times.issued_at).ok();
         let left = expires_at.duration_since(now).unwrap_or_default();
@@ -98,6 +105,12 @@ impl Rule {
     fn bridged(&self, whole: Option<Duration>) -> Duration {
         self.interval + self.lag + whole.unwrap_or_default() / 10
     }
+}
+
+/// Whether the times of a Secret may be by the clock that shows `now`. When it was written after
+/// that, a clock was wrong then, or is now: it says nothing of when the token expires.
+pub(crate) fn is_told_by(times: TokenTimes, now: SystemTime) -> bool {
+    times.issued_at <= now + REPLICAS_AGREE
 }
 
 #[cfg(test)]
@@ -192,6 +205,15 @@ mod tests {
         assert!(!rule.is_token_due(endless(100), at(10_000)));
         let expiring = Rule::new(Interval::Auto, Some(secs(60)), secs(1), at(100));
         assert!(expiring.is_token_due(endless(100), at(101)));
+    }
+
+    #[test]
+    fn a_token_from_the_future_is_replaced() {
+        let rule = Rule::new(Interval::Auto, Some(secs(900)), secs(1), at(0));
+        // As written by a clock that was an hour ahead, and is right now.
+        assert!(rule.is_token_due(Some(times(3600, 4500)), at(10)));
+        // Of another replica, whose clock is a little ahead.
+        assert!(!rule.is_token_due(Some(times(40, 940)), at(10)));
     }
 
     proptest! {

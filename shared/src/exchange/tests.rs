@@ -126,6 +126,71 @@ async fn stale_proof_is_signed_again_with_the_servers_time() {
 }
 
 #[tokio::test]
+async fn expiry_is_by_our_clock_whatever_the_servers_says() {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    const OURS: u64 = 1_800_000_000;
+    let jwt = |exp: u64| {
+        format!(
+            "h.{}.s",
+            URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#))
+        )
+    };
+    let opaque = "abc".to_owned();
+    // The server's time, the token, the expiry that it says, and how long the token lives.
+    let cases = [
+        (OURS, opaque.clone(), OURS + 900, 900),
+        (OURS + 3, opaque.clone(), OURS + 900, 900),
+        (OURS + 3600, opaque.clone(), OURS + 4500, 900),
+        (OURS - 3600, opaque.clone(), OURS - 2700, 900),
+        (OURS - 3600, opaque, OURS - 3601, 0),
+        // The token's own says it as well: the issuer's clock is like ours.
+        (OURS + 3600, jwt(OURS + 900), OURS + 4500, 900),
+        (OURS, jwt(OURS + 60), OURS + 900, 60),
+    ];
+    for (theirs, token, says, lives) in cases {
+        let says = humantime::format_rfc3339_seconds(clock_at(says));
+        let body = format!(r#"{{"token":"{token}","expires_at":"{says}"}}"#);
+        let date = httpdate::fmt_http_date(clock_at(theirs));
+        let url = serve(move |_| ([(header::DATE, date.clone())], body.clone())).await;
+        let clock = Clock::manual(clock_at(OURS));
+
+        let token = exchange(url, clock).fetch().await.unwrap();
+
+        let left = token.life_left(clock_at(OURS)).unwrap();
+        assert_eq!(left.as_secs(), lives, "{theirs} {says}");
+    }
+}
+
+#[tokio::test]
+async fn a_replaced_key_proves_from_then_on() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let url = serve({
+        let seen = Arc::clone(&seen);
+        move |headers: HeaderMap| {
+            let text = |name: &str| headers[name].to_str().unwrap().to_owned();
+            let both = (text("authorization"), text(proof::HEADER));
+            seen.lock().unwrap().push(both);
+            (StatusCode::OK, r#"{"token":"abc"}"#)
+        }
+    })
+    .await;
+    let id = SessionId::parse("session-0001").unwrap();
+    let now = clock_at(1_000_000_000);
+    let exchange = exchange(url, Clock::manual(now));
+    exchange.fetch().await.unwrap();
+    exchange.use_key(SessionRoot::new([8; 32]).session_key(&id));
+    exchange.fetch().await.unwrap();
+
+    let seen = seen.lock().unwrap();
+    for ((authorization, proof), root) in seen.iter().zip([7, 8]) {
+        let bearer = authorization.strip_prefix("Bearer ").unwrap();
+        let key = SessionRoot::new([root; 32]).session_key(&id);
+        assert_eq!(key.verify(proof, bearer, now), Ok(()));
+    }
+    assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
 async fn unreachable_endpoint_is_retried_and_named() {
     // Bound, so that nobody else gets the port, but not listening.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();

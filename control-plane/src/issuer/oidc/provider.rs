@@ -9,7 +9,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambient_shared::{exit, token::Token};
+use ambient_shared::{
+    clock::{CLOCKS_AGREE, apart},
+    exit,
+    token::{InvalidToken, Token},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -224,12 +228,24 @@ fn read(headers: &HeaderMap, body: &[u8], asked_at: SystemTime) -> Result<Token,
             asked_at.checked_add(life)
         }
     };
-    let token =
-        Token::new(&secret, expires_at).map_err(|error| Failure::Malformed(error.to_string()))?;
+    let invalid = |error: InvalidToken| Failure::Malformed(error.to_string());
+    let own = Token::new(&secret, None).map_err(invalid)?.expires_at();
+    let token = Token::new(&secret, earlier(expires_at, own)).map_err(invalid)?;
     if token.is_expired(asked_at) {
         return Err(malformed("it has expired already; is a clock wrong?"));
     }
     Ok(token)
+}
+
+/// When a token expires that is said to expire at `told`, by our clock, and says itself `own`, by the
+/// provider's. Where the clocks agree, the earlier counts, as whoever verifies the token goes by
+/// `own`; else ours, by which we renew it.
+fn earlier(told: Option<SystemTime>, own: Option<SystemTime>) -> Option<SystemTime> {
+    let (Some(told), Some(own)) = (told, own) else {
+        return told;
+    };
+    let is_of_one_clock = apart(told, own) < CLOCKS_AGREE;
+    Some(if is_of_one_clock { told.min(own) } else { told })
 }
 
 /// Some providers send the number as a text.
@@ -248,4 +264,26 @@ fn printable(text: &str) -> String {
         .filter(|c| c.is_ascii_graphic() || *c == ' ')
         .take(80)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_expiry_counts_unless_a_clock_is_wrong() {
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        for (told, own, expiry) in [
+            (at(1000), at(999), at(999)),
+            (at(1000), at(1001), at(1000)),
+            // Ours is an hour ahead, or behind.
+            (at(4600), at(1000), at(4600)),
+            (at(1000), at(4600), at(1000)),
+            (at(1000), None, at(1000)),
+            // The token's own counts by itself.
+            (None, at(1000), None),
+        ] {
+            assert_eq!(earlier(told, own), expiry, "{told:?} {own:?}");
+        }
+    }
 }
