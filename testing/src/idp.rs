@@ -44,6 +44,8 @@ pub enum Answer {
     NoExpiry,
     /// A token that is not a JWT, with a life in the answer.
     Opaque,
+    /// This, and no word of its life: a token that never expires.
+    Plain(String),
     /// A token that expired a minute ago.
     Expired,
     /// This status, with an OAuth error as the body.
@@ -243,6 +245,9 @@ async fn token(
             Json(json!({"access_token": token, "token_type": "Bearer"})).into_response()
         }
         Answer::Opaque => grant(format!("opaque-{}", uuid::Uuid::new_v4().simple())),
+        Answer::Plain(token) => {
+            Json(json!({"access_token": token, "token_type": "Bearer"})).into_response()
+        }
         Answer::Expired => {
             Json(json!({"access_token": issue(-60), "token_type": "Bearer", "expires_in": 0}))
                 .into_response()

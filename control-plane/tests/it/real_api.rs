@@ -25,14 +25,18 @@ pub struct RealApi {
 
 impl RealApi {
     pub async fn start(database: &Path, rest: SocketAddr, grpc: SocketAddr) -> Self {
-        let settings = Settings {
+        Self::serve(Settings {
             rest_listen: rest,
             grpc_listen: grpc,
             database: Database::File(database.to_owned()),
             api_token: Some(SERVICE.to_owned().into()),
             operator_token: Some(OPERATOR.to_owned().into()),
             ..Settings::default()
-        };
+        })
+        .await
+    }
+
+    pub async fn serve(settings: Settings) -> Self {
         let server = Server::bind(settings, Clock::system()).await.unwrap();
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
