@@ -231,6 +231,7 @@ async fn sources(settings: &Settings, masker: &Masker, clock: &Clock) -> Result<
     }
     Ok(Sources {
         endpoint,
+        key_file: settings.session_key_file.clone(),
         file: settings.bot_token_file.clone(),
         fixed: settings.bot_token.clone(),
     })

@@ -24,6 +24,8 @@ const MAX_KEY: u64 = 4096;
 pub(crate) struct Sources {
     /// Pull.
     pub(crate) endpoint: Option<Exchange>,
+    /// The session's key for that, which the control plane may have replaced.
+    pub(crate) key_file: PathBuf,
     /// Push: the file that the control plane has rewritten.
     pub(crate) file: PathBuf,
     /// `BOT_TOKEN`.

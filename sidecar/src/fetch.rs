@@ -3,12 +3,13 @@
 //! In: an [`Exchange`]. Out: a [`Feed`]. A token is renewed ahead of its expiry; failures are
 //! tried again for ever, as the sidecar has nothing better to do, and the last token is kept.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use ambient_shared::{
     clock::Clock,
     exchange::{Exchange, ExchangeError},
     exit,
+    proof::SessionKey,
     retry::{self, GaveUp, Policy, Retryable as _},
     session::SessionHash,
     token::{Token, refresh_in},
@@ -31,16 +32,24 @@ const AFTER_FINAL: Duration = Duration::from_secs(30);
 /// Keeps the token fresh; owns the only feed.
 pub(crate) struct Fetcher {
     exchange: Exchange,
+    key_file: PathBuf,
     feed: Feed,
     clock: Clock,
     session: SessionHash,
 }
 
 impl Fetcher {
-    /// Fetches the token of the session with this hash.
-    pub(crate) fn new(exchange: Exchange, feed: Feed, clock: Clock, session: SessionHash) -> Self {
+    /// Fetches the token of the session with this hash, whose key is in this file.
+    pub(crate) fn new(
+        exchange: Exchange,
+        key_file: PathBuf,
+        feed: Feed,
+        clock: Clock,
+        session: SessionHash,
+    ) -> Self {
         Self {
             exchange,
+            key_file,
             feed,
             clock,
             session,
@@ -90,6 +99,13 @@ impl Fetcher {
     }
 
     async fn fetch_once(&self) -> Result<Token, ExchangeError> {
+        // The control plane replaces it when its root changes; what cannot be read now leaves the
+        // one before.
+        if let Ok(text) = tokio::fs::read_to_string(&self.key_file).await
+            && let Some(key) = SessionKey::from_text(&text)
+        {
+            self.exchange.use_key(key);
+        }
         let fetched = self.exchange.fetch().await;
         let result = match &fetched {
             Ok(_) => "ok",

@@ -133,13 +133,14 @@ pub async fn run(
             public_key,
             session,
             key,
+            key_file,
         } => {
             let roots = ambient_shared::client::trust_roots(settings.ca_file.as_deref())?;
             let client =
                 ambient_shared::client::http_client_to(&url, &resolver, roots, exchange::TIMEOUT)?;
             let bearer = public_key.encrypt(&session)?;
             let exchange = exchange::Exchange::new(client, url, bearer, key, clock.clone());
-            let fetcher = fetch::Fetcher::new(exchange, feed, clock, session.hash());
+            let fetcher = fetch::Fetcher::new(exchange, key_file, feed, clock, session.hash());
             tasks.spawn("fetch", fetcher.run(served.clone()));
         }
     }

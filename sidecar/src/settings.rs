@@ -175,6 +175,8 @@ pub enum Source {
         session: SessionId,
         /// For the proof of possession.
         key: Option<SessionKey>,
+        /// Where that key is; the control plane may replace it.
+        key_file: PathBuf,
     },
 }
 
@@ -313,6 +315,7 @@ fn check_source(given: &Arguments, faults: &mut Vec<Fault>) -> Option<Source> {
         public_key: public_key?,
         session: session?,
         key,
+        key_file: given.session_key_file.clone(),
     })
 }
 

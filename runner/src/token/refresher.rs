@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(crate) use super::handle::TokenHandle;
-use super::{ReadError, Source, Sources, read_token};
+use super::{ReadError, Source, Sources, read_session_key, read_token};
 use crate::{agent::mask::Masker, metrics as names};
 
 /// Retries of the endpoint. Ten thousand runners that lost their control plane come back at two
@@ -403,6 +403,7 @@ impl Refresher {
     }
 
     async fn fetch(&self, endpoint: &Exchange) -> Result<Token, ExchangeError> {
+        self.renew_key(endpoint).await;
         let fetched = endpoint.fetch().await;
         let result = match &fetched {
             Ok(_) => "ok",
@@ -418,6 +419,21 @@ impl Refresher {
         let source = Source::Endpoint.as_str();
         counter!(names::TOKEN_FETCHES, "source" => source, "result" => result).increment(1);
         fetched
+    }
+
+    /// Proves with the key that is mounted now: the control plane replaces it when its root changes.
+    /// One that cannot be read now leaves the one before.
+    async fn renew_key(&self, endpoint: &Exchange) {
+        match read_session_key(&self.sources.key_file).await {
+            Ok(Some(key)) => {
+                self.masker.add_secret(key.expose());
+                endpoint.use_key(key);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                debug!(reason = %exit::report(&error), "cannot read the session key again")
+            }
+        }
     }
 
     fn publish(&self, token: Token, source: Source) {

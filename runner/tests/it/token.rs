@@ -5,13 +5,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambient_shared::clock::Clock;
+use ambient_shared::{
+    clock::Clock,
+    proof::{SessionKey, SessionRoot},
+    session::SessionId,
+    swap::SecretVolume,
+};
 use ambient_testing::{DEADLINE, programs::Running};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::scene::{
-    Agent as _, Answer, Endpoint, LIMITS, Scene, eventually, life_of, session_key, token,
+    Agent as _, Answer, Endpoint, LIMITS, Request, SESSION, Scene, eventually, life_of,
+    session_key, token,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -85,6 +91,50 @@ async fn failures_that_may_pass_are_retried_as_the_server_asks() {
         let now = Clock::system().now();
         session_key().verify(proof, &request.bearer, now).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_session_key_that_was_replaced_proves_the_next_request_and_is_masked() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(Duration::from_secs(3))).await;
+    let mut runner = scene
+        .runner_of(&endpoint)
+        .env("AMBIENT_AGENT_IO", "lines")
+        .env("KEY", scene.path("mount/session-key"))
+        .env("GO", scene.path("go"))
+        .agent(
+            "echo started; until test -e \"$GO\"; do sleep 0.1; done; cat \"$KEY\"; echo; exec sleep 600",
+        )
+        .start();
+    eventually("a first request", || endpoint.requests().pop()).await;
+    let session = SessionId::parse(SESSION).unwrap();
+    let new = SessionRoot::new([8; 32]).session_key(&session);
+    SecretVolume::new(scene.path("mount"))
+        .write(&[("session-key", new.expose().as_bytes())])
+        .unwrap();
+
+    let proven = |request: &Request, key: &SessionKey| {
+        let proof = request.proof.as_deref().unwrap();
+        let now = Clock::system().now();
+        key.verify(proof, &request.bearer, now).is_ok()
+    };
+    let request = eventually("a request with the new key", || {
+        let requests = endpoint.requests();
+        requests.into_iter().find(|it| proven(it, &new))
+    })
+    .await;
+
+    assert!(!proven(&request, &session_key()));
+    assert!(proven(&endpoint.requests()[0], &session_key()));
+    std::fs::write(scene.path("go"), "").unwrap();
+    eventually("the agent's output", || {
+        let output = runner.output();
+        (output.len() > 1).then_some(output)
+    })
+    .await;
+    let output = runner.output().join("\n");
+    assert!(!output.contains(new.expose()), "{output}");
+    runner.kill().await;
 }
 
 #[tokio::test]

@@ -3,13 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use ambient_shared::clock::Clock;
+use ambient_shared::{clock::Clock, proof::SessionKey};
 use ambient_testing::{DEADLINE, keypair::RsaKey, programs::Program};
 use axum::{
     Json, Router,
@@ -32,12 +32,17 @@ const SESSION: &str = "0199a000-0000-7000-8000-000000000001";
 struct TokenEndpoint {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    proven: Arc<Mutex<Vec<Proven>>>,
     _running: JoinSet<()>,
 }
+
+/// A bearer and its proof.
+type Proven = (String, String);
 
 #[derive(Clone)]
 struct Rules {
     asked: Arc<AtomicUsize>,
+    proven: Arc<Mutex<Vec<Proven>>>,
     failing: usize,
     life: Duration,
     /// How far behind the sidecar's clock the endpoint's is.
@@ -51,8 +56,10 @@ impl TokenEndpoint {
 
     async fn behind(behind: Duration, failing: usize, life: Duration) -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
+        let proven = Arc::default();
         let rules = Rules {
             asked: Arc::clone(&asked),
+            proven: Arc::clone(&proven),
             failing,
             life,
             behind,
@@ -65,6 +72,7 @@ impl TokenEndpoint {
         Self {
             address,
             asked,
+            proven,
             _running: running,
         }
     }
@@ -92,12 +100,11 @@ async fn give(State(rules): State<Rules>, headers: HeaderMap) -> Response {
         bearer.starts_with("Bearer ") && bearer.len() > 600,
         "{bearer}"
     );
-    assert!(
-        headers["x-ambient-session-proof"]
-            .to_str()
-            .unwrap()
-            .starts_with("v1 ")
-    );
+    let proof = headers["x-ambient-session-proof"].to_str().unwrap();
+    assert!(proof.starts_with("v1 "));
+    let bearer = bearer.trim_start_matches("Bearer ").to_owned();
+    let proven = (bearer, proof.to_owned());
+    rules.proven.lock().unwrap().push(proven);
     let number = rules.asked.fetch_add(1, Ordering::SeqCst) + 1;
     if number <= rules.failing {
         return (StatusCode::INTERNAL_SERVER_ERROR, "not now").into_response();
@@ -138,6 +145,33 @@ async fn a_token_is_fetched_with_retries_and_renewed_ahead_of_its_end() {
             .iter()
             .all(|line| !line.contains("token-3"))
     );
+}
+
+#[tokio::test]
+async fn a_session_key_that_was_replaced_proves_the_next_request() {
+    let endpoint = TokenEndpoint::start(0, Duration::from_secs(3)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let program = endpoint.program(&dir, NOWHERE);
+    let key_file = dir.path().join("session-key");
+    let scene = Scene::start(program, dir).await;
+    scene.ready().await;
+    std::fs::write(key_file, "bmV3\n").unwrap();
+
+    let is_proven = |key: &str, (bearer, proof): &Proven| {
+        let key = SessionKey::from_text(key).unwrap();
+        key.verify(proof, bearer, Clock::system().now()).is_ok()
+    };
+    let with_new_key = async {
+        loop {
+            let proven = endpoint.proven.lock().unwrap().clone();
+            if proven.iter().any(|it| is_proven("bmV3", it)) {
+                return proven;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let proven = tokio::time::timeout(DEADLINE, with_new_key).await.unwrap();
+    assert!(is_proven("a2V5", &proven[0]));
 }
 
 #[tokio::test]

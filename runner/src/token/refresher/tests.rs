@@ -50,6 +50,7 @@ fn scene(with_endpoint: bool, fixed: Option<&str>) -> Scene {
     let folder = tempfile::tempdir().unwrap();
     let sources = Sources {
         endpoint: with_endpoint.then(|| endpoint(&clock)),
+        key_file: folder.path().join("session-key"),
         file: folder.path().join("bot-token"),
         fixed: fixed.map(|text| token(text, None)),
     };
