@@ -109,7 +109,7 @@ pub fn asked(call: &Call) -> Asked {
     let is_about_resources = match parts.next() {
         Some("api") => parts.next().is_some(),
         Some("apis") => {
-            group = parts.next().unwrap_or_default().to_owned();
+            parts.next().unwrap_or_default().clone_into(&mut group);
             parts.next().is_some()
         }
         _ => false,

@@ -148,10 +148,12 @@ impl State {
     /// Tells those answers that are on their way what to do.
     fn tap(&mut self, which: impl Fn(&Call) -> bool, order: &Tap) -> usize {
         self.streams.retain(|(_, tap)| !tap.is_closed());
-        let meant = self.streams.iter().filter(|(call, _)| which(call));
-        meant
-            .map(|(_, tap)| tap.send_replace(order.clone()))
-            .count()
+        let mut told = 0;
+        for (_, tap) in self.streams.iter().filter(|(call, _)| which(call)) {
+            tap.send_replace(order.clone());
+            told += 1;
+        }
+        told
     }
 }
 

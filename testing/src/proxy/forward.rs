@@ -54,7 +54,7 @@ pub(super) async fn answer(
         }
     };
     if let Some((cut, Side::Before)) = last {
-        cut.stop().await
+        cut.stop().await;
     }
     let (fault, held) = fault.unzip();
     match &fault {
@@ -77,7 +77,7 @@ pub(super) async fn answer(
     if let Some((cut, Side::After)) = last {
         // By now it has been done, but only the whole answer says so.
         let _ = body.collect().await;
-        cut.stop().await
+        cut.stop().await;
     }
     if let Some(Fault::Lost) = fault {
         let _ = body.collect().await;

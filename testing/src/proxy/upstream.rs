@@ -37,7 +37,7 @@ pub enum Upstream {
 
 /// Sends calls to the server.
 pub(super) struct Client {
-    client: legacy::Client<HttpsConnector<HttpConnector>, Incoming>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Incoming>,
     scheme: Scheme,
     authority: Authority,
 }
@@ -67,11 +67,11 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(plain);
-        let client = legacy::Client::builder(TokioExecutor::new())
+        let http = legacy::Client::builder(TokioExecutor::new())
             .http2_only(matches!(upstream, Upstream::Grpc(_)))
             .build(connector);
         Self {
-            client,
+            http,
             scheme,
             authority: address.to_string().parse().expect("an authority"),
         }
@@ -90,10 +90,7 @@ impl Client {
         for name in [HOST, CONNECTION, TRANSFER_ENCODING] {
             parts.headers.remove(name);
         }
-        let mut answer = self
-            .client
-            .request(Request::from_parts(parts, body))
-            .await?;
+        let mut answer = self.http.request(Request::from_parts(parts, body)).await?;
         *answer.version_mut() = http::Version::default();
         for name in [CONNECTION, TRANSFER_ENCODING] {
             answer.headers_mut().remove(name);
