@@ -56,8 +56,7 @@ impl SessionRoot {
             let filled = okm.fill(&mut id);
             debug_assert!(filled.is_ok());
         }
-        let [a, b, c, d, e, f, g, h, ..] = id;
-        [a, b, c, d, e, f, g, h]
+        id.first_chunk().copied().unwrap_or_default()
     }
 }
 
