@@ -35,7 +35,7 @@ LOCAL := -p ambient-control-plane -p ambient-runner -p ambient-sidecar
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test e2e images lint fmt clippy deny chart static static-servers cluster-tools \
-	cluster-programs bench bench-build bench-token bench-startup bench-memory bench-refresh
+	cluster-programs bench bench-build bench-token bench-startup bench-memory bench-refresh soak
 
 help: ## List the verbs.
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 20
@@ -165,3 +165,7 @@ bench-memory: bench-build static ## Resident memory of each program at rest.
 # ARGS="--sessions 1000": a small one. Not part of `make bench`, as it takes half an hour.
 bench-refresh: bench-build cluster-programs $(KWOK) ## The control plane with 10,000 running sessions on a real Kubernetes API.
 	KUBEBUILDER_ASSETS="$(CLUSTER)" KWOK="$(KWOK)/kwok" "$(TARGET_DIR)/release/bench-refresh" $(ARGS)
+
+# ARGS="--minutes 3 --seed 1": a short one, with the faults of that seed.
+soak: bench-build cluster-programs $(KWOK) ## Sessions come and go for half an hour while everything around the control plane fails.
+	KUBEBUILDER_ASSETS="$(CLUSTER)" KWOK="$(KWOK)/kwok" "$(TARGET_DIR)/release/soak" $(ARGS)

@@ -89,7 +89,7 @@ pub fn plan(seed: u64, length: Duration, replicas: usize) -> Vec<Planned> {
     let end = length.saturating_sub(CALM);
     while at < end {
         let fault = draw(&mut random, replicas);
-        let lasts = fault.lasts(&mut random).min(end - at);
+        let lasts = fault.lasts(&mut random).min(end.saturating_sub(at));
         let is_taken = plan
             .iter()
             .any(|it| it.until() + Duration::from_secs(1) > at && it.fault.meets(fault));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,7 +18,7 @@ use axum::{
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
     common::v1::{AnyValue, KeyValue, any_value::Value},
-    trace::v1::{Span as Sent, status::StatusCode as SpanStatus},
+    trace::v1::{Span as Sent, Status, status::StatusCode as SpanStatus},
 };
 use prost::Message as _;
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet, time::timeout};
@@ -128,10 +129,8 @@ impl Collector {
                 let _ = timeout(Duration::from_secs(1), more).await;
             }
         };
-        match timeout(DEADLINE, found).await {
-            Ok(span) => span,
-            Err(_) => panic!("no span: {what}; there are {:#?}", self.spans()),
-        }
+        let found = timeout(DEADLINE, found).await;
+        found.unwrap_or_else(|_| panic!("no span: {what}; there are {:#?}", self.spans()))
     }
 }
 
@@ -159,7 +158,7 @@ async fn take(
 }
 
 fn read(service: &str, span: Sent) -> Span {
-    let failed = span.status.as_ref().map(|status| status.code());
+    let failed = span.status.as_ref().map(Status::code);
     Span {
         service: service.to_owned(),
         name: span.name,
@@ -183,7 +182,10 @@ fn texts(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn lock<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {

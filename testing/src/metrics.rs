@@ -79,7 +79,7 @@ pub fn served(page: &str) -> BTreeMap<String, Row> {
     for line in page.lines() {
         if let Some(declared) = line.strip_prefix("# TYPE ") {
             let (name, kind) = declared.split_once(' ').unwrap();
-            family = name.to_owned();
+            name.clone_into(&mut family);
             let (kind, labels) = (kind.to_owned(), BTreeSet::new());
             served.insert(family.clone(), Row { kind, labels });
         } else if !line.starts_with('#')

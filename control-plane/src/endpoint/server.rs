@@ -148,7 +148,7 @@ impl Server {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(ended) = self.connections.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.connections.join_next_with_id() => self.ended(&ended),
                 accepted = self.listener.accept(), if self.connections.len() < most => {
                     match accepted {
                         Ok((stream, peer)) => self.admit(stream, peer.ip().to_canonical()),
@@ -186,9 +186,9 @@ impl Server {
         seats.take(task.id(), seat);
     }
 
-    fn ended(&mut self, ended: Result<(Id, End), JoinError>) {
+    fn ended(&mut self, ended: &Result<(Id, End), JoinError>) {
         self.open.decrement(1.0);
-        let (task, cause) = match &ended {
+        let (task, cause) = match ended {
             Ok((task, end)) => (*task, end.label()),
             Err(failure) => {
                 error!(error = %failure, "a connection's task panicked");
@@ -231,7 +231,7 @@ impl Server {
             // The place is free when its task has ended.
             let ended = timeout(ACCEPT_PAUSE, self.connections.join_next_with_id());
             if let Ok(Some(ended)) = ended.await {
-                self.ended(ended);
+                self.ended(&ended);
             }
         } else if !(of_descriptors && self.turn_away()) {
             sleep(ACCEPT_PAUSE).await;

@@ -277,14 +277,14 @@ impl Reloader {
         while shutdown.run_until_cancelled(sleep(pause)).await.is_some() {
             let looked = look(self.files.clone());
             match shutdown.run_until_cancelled(looked).await {
-                Some(Ok(found)) => self.take(found),
+                Some(Ok(found)) => self.take(&found),
                 Some(Err(error)) => self.keep(&error),
                 None => return,
             }
         }
     }
 
-    fn take(&mut self, found: Found) {
+    fn take(&mut self, found: &Found) {
         self.fault = None;
         if found.digest == self.used {
             return;

@@ -79,7 +79,7 @@ impl Files {
             .transpose()?;
         let retired = self.optional("previous-signing.pem", SigningKey::from_pem)?;
 
-        let signing = SigningKeys::new(signing, None, retired);
+        let signing = SigningKeys::new(signing, None, retired.as_ref());
         self.publish(&signing)?;
         let keypair = Rotating { current, previous };
         let root = Rotating {

@@ -129,18 +129,18 @@ impl SigningKeys {
     /// One key that signs; the others are published beside it.
     pub fn new(
         current: SigningKey,
-        next: Option<SigningKey>,
-        previous: Option<SigningKey>,
+        next: Option<&SigningKey>,
+        previous: Option<&SigningKey>,
     ) -> Self {
         let kid = |key: &SigningKey| key.kid.clone();
-        let all = [&current].into_iter().chain(&next).chain(&previous);
+        let all = [&current].into_iter().chain(next).chain(previous);
         let jwks = json!({"keys": all.map(SigningKey::jwk).collect::<Vec<_>>()});
         Self {
             jwks: Bytes::from(jwks.to_string()),
             ids: Ids {
                 current: kid(&current),
-                previous: previous.as_ref().map(kid),
-                next: next.as_ref().map(kid),
+                previous: previous.map(kid),
+                next: next.map(kid),
             },
             current,
         }

@@ -112,7 +112,10 @@ pub(super) fn held(lease: Lease, identity: &str, times: LeaseTimes, now: Timesta
 /// The same Lease, held by nobody; none when it is not ours to give up.
 pub(super) fn released(lease: Lease, identity: &str, now: Timestamp) -> Option<Lease> {
     let before = lease.spec?;
-    (before.holder_identity.as_deref() == Some(identity)).then(|| Lease {
+    if before.holder_identity.as_deref() != Some(identity) {
+        return None;
+    }
+    Some(Lease {
         metadata: lease.metadata,
         spec: Some(LeaseSpec {
             holder_identity: None,
@@ -148,7 +151,7 @@ mod tests {
             let left = observer.judge(Some(&lease), "b", after(second));
             assert_eq!(left, Next::Wait(TIMES.recorded()));
             let left = observer.judge(Some(&lease), "b", after(second + 7));
-            assert_eq!(left, Next::Wait(TIMES.recorded() - Duration::from_secs(7)));
+            assert_eq!(left, Next::Wait(Duration::from_secs(12 - 7)));
         }
         let end = after(24) + TIMES.recorded();
         assert_eq!(observer.judge(Some(&lease), "b", end), Next::Take);

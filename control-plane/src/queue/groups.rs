@@ -32,7 +32,7 @@ impl Group {
 /// Due work by group.
 #[derive(Debug)]
 pub(super) struct Groups<W> {
-    groups: HashMap<Group, Line<W>>,
+    lines: HashMap<Group, Line<W>>,
     /// The groups that have due work.
     order: BTreeMap<Rank, Group>,
     moments: u64,
@@ -56,7 +56,7 @@ struct Rank {
 impl<W> Default for Groups<W> {
     fn default() -> Self {
         Self {
-            groups: HashMap::new(),
+            lines: HashMap::new(),
             order: BTreeMap::new(),
             moments: 0,
         }
@@ -66,7 +66,7 @@ impl<W> Default for Groups<W> {
 impl<W> Groups<W> {
     /// Adds work that is due.
     pub(super) fn add(&mut self, group: &Group, turn: Turn, work: W) {
-        let line = Self::line(&mut self.groups, &mut self.moments, group);
+        let line = Self::line(&mut self.lines, &mut self.moments, group);
         if line.due.is_empty() {
             self.order.insert(line.rank, group.clone());
         }
@@ -80,12 +80,12 @@ impl<W> Groups<W> {
             return None;
         }
         let (rank, group) = (*rank, group.clone());
-        let line = self.groups.get_mut(&group)?;
+        let line = self.lines.get_mut(&group)?;
         let (turn, work) = line.due.pop_first()?;
         if line.due.is_empty() {
             self.order.remove(&rank);
             if rank.running == 0 {
-                self.groups.remove(&group);
+                self.lines.remove(&group);
             }
         }
         Some((group, turn, work))
@@ -112,20 +112,20 @@ impl<W> Groups<W> {
     /// Forgets all due work.
     pub(super) fn clear(&mut self) {
         self.order.clear();
-        self.groups.retain(|_, line| {
+        self.lines.retain(|_, line| {
             line.due.clear();
             line.rank.running > 0
         });
     }
 
     fn rerank(&mut self, group: &Group, change: impl FnOnce(Rank) -> Rank) {
-        let line = Self::line(&mut self.groups, &mut self.moments, group);
+        let line = Self::line(&mut self.lines, &mut self.moments, group);
         let before = line.rank;
         line.rank = change(before);
         if self.order.remove(&before).is_some() {
             self.order.insert(line.rank, group.clone());
         } else if line.rank.running == 0 {
-            self.groups.remove(group);
+            self.lines.remove(group);
         }
     }
 
@@ -148,6 +148,6 @@ impl<W> Groups<W> {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.order.is_empty()
+        self.lines.is_empty() && self.order.is_empty()
     }
 }

@@ -431,7 +431,7 @@ impl Refresher {
             }
             Ok(None) => {}
             Err(error) => {
-                debug!(reason = %exit::report(&error), "cannot read the session key again")
+                debug!(reason = %exit::report(&error), "cannot read the session key again");
             }
         }
     }

@@ -131,7 +131,7 @@ impl Load {
             let plan = plan(settings.duration);
             let before = processor_time(self.pid);
             let mut outcome = load::run(plan).await;
-            let time = processor_time(self.pid) - before;
+            let time = processor_time(self.pid).saturating_sub(before);
             let answers: u64 = outcome.statuses.values().sum();
             let each = time / u32::try_from(answers.max(1)).expect("fewer than four billion");
             row(table, self.name, connections, each, &mut outcome);

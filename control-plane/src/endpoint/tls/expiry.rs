@@ -13,13 +13,13 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     reader.sequence(of_certificate).ok()
 }
 
-fn of_certificate<'r>(fields: &mut SliceReader<'r>) -> der::Result<SystemTime> {
+fn of_certificate(fields: &mut SliceReader<'_>) -> der::Result<SystemTime> {
     let not_after = fields.sequence(of_signed_part)?;
     skip_rest(fields)?;
     Ok(not_after)
 }
 
-fn of_signed_part<'r>(fields: &mut SliceReader<'r>) -> der::Result<SystemTime> {
+fn of_signed_part(fields: &mut SliceReader<'_>) -> der::Result<SystemTime> {
     if Tag::peek(fields)?.is_context_specific() {
         // The version; the first one does not say so.
         AnyRef::decode(fields)?;
@@ -33,12 +33,12 @@ fn of_signed_part<'r>(fields: &mut SliceReader<'r>) -> der::Result<SystemTime> {
     Ok(not_after)
 }
 
-fn of_validity<'r>(fields: &mut SliceReader<'r>) -> der::Result<SystemTime> {
+fn of_validity(fields: &mut SliceReader<'_>) -> der::Result<SystemTime> {
     AnyRef::decode(fields)?;
     time(fields)
 }
 
-fn skip_rest<'r>(fields: &mut SliceReader<'r>) -> der::Result<()> {
+fn skip_rest(fields: &mut SliceReader<'_>) -> der::Result<()> {
     while !fields.is_finished() {
         AnyRef::decode(fields)?;
     }
@@ -46,7 +46,7 @@ fn skip_rest<'r>(fields: &mut SliceReader<'r>) -> der::Result<()> {
 }
 
 /// Until 2049 in two digits of the year, then in four.
-fn time<'r>(reader: &mut SliceReader<'r>) -> der::Result<SystemTime> {
+fn time(reader: &mut SliceReader<'_>) -> der::Result<SystemTime> {
     match Tag::peek(reader)? {
         Tag::UtcTime => Ok(UtcTime::decode(reader)?.to_system_time()),
         _ => Ok(GeneralizedTime::decode(reader)?.to_system_time()),

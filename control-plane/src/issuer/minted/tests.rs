@@ -31,7 +31,7 @@ fn keyring(signing: SigningKeys) -> Keyring {
 fn issuer(life_s: u64) -> (MintedIssuer, Clock) {
     let clock = Clock::manual(clock::from_unix_seconds(START).unwrap());
     let issuer = MintedIssuer::new(
-        keyring(SigningKeys::new(key(), None, Some(key()))),
+        keyring(SigningKeys::new(key(), None, Some(&key()))),
         "https://cp.example".to_owned(),
         "ambient-api".to_owned(),
         Duration::from_secs(life_s),

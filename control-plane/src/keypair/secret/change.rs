@@ -93,7 +93,7 @@ impl SecretKeypairStore {
             let change = match kind {
                 KeyKind::Keypair => content.rotate_keypair(),
                 KeyKind::SessionRoot => content.rotate_root(),
-                KeyKind::SigningKey => content.publish_signing_key(),
+                KeyKind::SigningKey => Content::publish_signing_key(),
             };
             Ok(Some(change.map_err(generate_failed)?))
         };

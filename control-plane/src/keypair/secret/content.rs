@@ -99,7 +99,7 @@ impl Content {
         let current = self.required(PRIVATE, parse)?;
         let next = self.optional(NEXT_PRIVATE, parse)?;
         let previous = self.optional(PREVIOUS_PRIVATE, parse)?;
-        Ok(SigningKeys::new(current, next, previous))
+        Ok(SigningKeys::new(current, next.as_ref(), previous.as_ref()))
     }
 
     /// What the rotation of this kind that was begun before waits for, if there was one.
@@ -159,7 +159,7 @@ impl Content {
     }
 
     /// A new signing key, beside the one that is used.
-    pub(super) fn publish_signing_key(&self) -> Result<Change, InvalidKey> {
+    pub(super) fn publish_signing_key() -> Result<Change, InvalidKey> {
         let new = new_signing_key()?.into_iter();
         Ok(new.map(|(_, key)| (NEXT_PRIVATE, Some(key))).collect())
     }

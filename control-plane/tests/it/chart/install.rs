@@ -218,7 +218,7 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
     scene
         .helm(
             &["upgrade"],
-            &["replicas=3", r#"tokens.life="10m""#, r#"keys.keep=true"#],
+            &["replicas=3", r#"tokens.life="10m""#, "keys.keep=true"],
         )
         .unwrap();
     control_plane.signal(Signal::SIGTERM);

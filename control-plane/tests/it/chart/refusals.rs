@@ -5,10 +5,8 @@ use super::*;
 #[track_caller]
 fn refused(values: &[&str], why: &str) {
     let minimal = value_set("minimal");
-    let error = match Helm::offline().template(NAMESPACE, &[&minimal], values) {
-        Err(error) => error,
-        Ok(_) => panic!("{values:?} were taken"),
-    };
+    let rendered = Helm::offline().template(NAMESPACE, &[&minimal], values);
+    let error = rendered.expect_err(&format!("{values:?} were taken"));
     assert!(error.contains(why), "{values:?}: {error}");
 }
 
@@ -39,7 +37,7 @@ fn what_the_schema_does_not_know_is_refused() {
             "at '/podLabels/a': got number, want string",
         ),
         ("extraEnv=[{}]", "missing property 'name'"),
-        (r#"service.port=70000"#, "at '/service/port'"),
+        ("service.port=70000", "at '/service/port'"),
         (
             r#"sessions.podTemplate={"pod": {}}"#,
             "additional properties 'pod'",

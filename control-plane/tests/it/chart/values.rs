@@ -59,22 +59,22 @@ fn every_value_is_in_the_schema_and_has_a_default() {
     assert_eq!(given, known, "values.yaml is on the left");
 }
 
+fn open_maps(value: &Value, at: &str, open: &mut Vec<String>) {
+    let Some(map) = value.as_object() else { return };
+    if map.contains_key("properties") && !map.contains_key("additionalProperties") {
+        open.push(at.to_owned());
+    }
+    for (key, value) in map {
+        open_maps(value, &format!("{at}/{key}"), open);
+    }
+}
+
 #[test]
 fn every_map_of_the_schema_is_closed_or_says_of_what_it_is() {
     let text = fs::read_to_string(chart().join("values.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&text).unwrap();
     let mut open = Vec::new();
-    fn look(value: &Value, at: &str, open: &mut Vec<String>) {
-        if let Some(map) = value.as_object() {
-            if map.contains_key("properties") && !map.contains_key("additionalProperties") {
-                open.push(at.to_owned());
-            }
-            for (key, value) in map {
-                look(value, &format!("{at}/{key}"), open);
-            }
-        }
-    }
-    look(&schema, "", &mut open);
+    open_maps(&schema, "", &mut open);
     // A parent chart has keys of its own there.
     assert_eq!(open, ["/properties/global"]);
 }

@@ -336,6 +336,9 @@ async fn a_secret_volume_that_is_swapped_is_followed() {
     until_shown(&scene, &new).await;
 }
 
+/// Spoils files of a pair.
+type Break<'a> = Box<dyn Fn(&Files) + 'a>;
+
 #[tokio::test]
 async fn a_pair_that_cannot_be_used_keeps_the_last_good_one() {
     let page = MetricsPage::default();
@@ -343,7 +346,7 @@ async fn a_pair_that_cannot_be_used_keeps_the_last_good_one() {
     let (good, other) = (Pair::new(), Pair::new());
     let files = Files::with(&good);
     let scene = files.serve().await;
-    let breaks: [(&str, Box<dyn Fn(&Files)>); 4] = [
+    let breaks: [(&str, Break<'_>); 4] = [
         (
             "of another",
             Box::new(|files| files.rename("tls.key", &other.key())),

@@ -191,7 +191,7 @@ async fn a_list_has_strays_and_the_watch_begins_where_the_list_was_taken() {
         [
             "",
             "labelSelector=a!=b",
-            "continue=next&labelSelector=a!=b",
+            "labelSelector=a!=b&continue=next",
             "watch=true&resourceVersion=7",
         ]
     );

@@ -307,13 +307,12 @@ proptest! {
                     prop_assert_eq!(previous, id(old).to_string());
                     prop_assert!(starting.iter().all(|(_, key)| *key != old), "one starts");
                     for run in &runs {
-                        match kind {
-                            KeyKind::Keypair => prop_assert_ne!(run.0, old),
-                            _ => {
-                                prop_assert_ne!(run.1, old);
-                                let is_seen = now >= run.3 + LAG.as_secs();
-                                prop_assert!(run.2 != old || is_seen, "not seen yet");
-                            }
+                        if kind == KeyKind::Keypair {
+                            prop_assert_ne!(run.0, old);
+                        } else {
+                            prop_assert_ne!(run.1, old);
+                            let is_seen = now >= run.3 + LAG.as_secs();
+                            prop_assert!(run.2 != old || is_seen, "not seen yet");
                         }
                     }
                     gone += 1;
