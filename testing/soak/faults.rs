@@ -1,6 +1,6 @@
 //! Carries out the plan.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use ambient_testing::{faults::Mode, idp::Answer, programs::Running, table::Table};
 use nix::sys::signal::Signal;
@@ -28,6 +28,8 @@ pub struct Faults {
     findings: Findings,
     begin: Instant,
     count: BTreeMap<String, usize>,
+    /// What replicas said that have ended, or were looked at last.
+    logs: Vec<String>,
 }
 
 /// A fault begins or ends.
@@ -44,6 +46,7 @@ impl Faults {
             findings,
             begin,
             count: BTreeMap::new(),
+            logs: Vec::new(),
         }
     }
 
@@ -78,7 +81,7 @@ impl Faults {
             Fault::KillReplica(number) => {
                 if let Some(mut running) = self.system.take_replica(number) {
                     running.kill().await;
-                    self.read_log(&running);
+                    self.read_log(number, running.log());
                 }
             }
             Fault::StopReplica(number) => {
@@ -91,7 +94,7 @@ impl Faults {
                             format!("{other:?}"),
                         ),
                     }
-                    self.read_log(&running);
+                    self.read_log(number, running.log());
                 }
             }
             Fault::FreezeReplica(number) => self.signal(number, Signal::SIGSTOP),
@@ -174,18 +177,31 @@ impl Faults {
     pub async fn last_look(&mut self) {
         self.look().await;
         for number in 0..self.system.replicas.len() {
-            if let Some(running) = &self.system.replicas[number].running {
-                self.read_log(running);
+            let running = self.system.replicas[number].running.as_ref();
+            if let Some(log) = running.map(Running::log) {
+                self.read_log(number, log);
             }
         }
     }
 
-    fn read_log(&self, running: &Running) {
-        for line in running.log() {
+    fn read_log(&mut self, number: usize, log: Vec<String>) {
+        for line in log {
             if line.contains("panicked") {
-                self.findings.add("panic", line);
+                self.findings.add("panic", line.as_str());
             }
+            self.logs.push(format!("replica {number}: {line}"));
         }
+    }
+
+    /// Keeps what tells how a finding came about: what was asked of Kubernetes, and the replicas'
+    /// logs. Gives the folder.
+    pub fn keep(&self) -> PathBuf {
+        let folder = tempfile::Builder::new().prefix("ambient-soak-").tempdir();
+        let folder = folder.expect("a folder").keep();
+        let audit = self.system.installation.cluster.folder().join("audit.log");
+        fs::copy(audit, folder.join("audit.log")).expect("disk is there");
+        fs::write(folder.join("replicas.log"), self.logs.join("\n")).expect("disk is there");
+        folder
     }
 
     /// Ends the replicas in order.

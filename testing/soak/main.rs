@@ -110,6 +110,9 @@ async fn main() -> ExitCode {
         tokens.account()
     );
     println!("{findings}");
+    if !findings.is_empty() {
+        println!("kept: {}", faults.keep().display());
+    }
     faults.end().await;
     if findings.is_empty() {
         println!("all is well; seed {seed}");
