@@ -9,5 +9,5 @@ mod identity_provider;
 mod isolation;
 mod kubernetes;
 mod leadership;
-mod site;
+pub mod site;
 mod writes;

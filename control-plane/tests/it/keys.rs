@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 
 use crate::permissions;
 
+mod rotation;
+mod verb;
+
 /// A namespace in which the control plane may keep keys, and a store there.
 async fn store(namespace: &str) -> (&'static Cluster, SecretKeypairStore) {
     let of = namespace.to_owned();

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod deleted;
+mod rotation;
 mod telemetry;
 
 async fn api() -> (RealApi, TempDir) {
