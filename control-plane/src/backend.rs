@@ -258,10 +258,17 @@ pub trait Backend: Send + Sync + 'static {
     /// The session's run, as last seen.
     fn run_state(&self, id: &SessionId) -> Option<RunState>;
 
-    /// Whether there is certainly no run of the session, of which [`Backend::run_state`] says
-    /// nothing: what has not been seen may have been made by another replica just now.
-    fn is_gone<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<bool, BackendError>> {
-        Box::pin(std::future::ready(Ok(self.run_state(id).is_none())))
+    /// Whether there is certainly no run of this generation of the session, of which
+    /// [`Backend::run_state`] says nothing: what has not been seen may have been made by another
+    /// replica just now.
+    fn is_gone<'a>(
+        &'a self,
+        id: &'a SessionId,
+        generation: u32,
+    ) -> BoxFuture<'a, Result<bool, BackendError>> {
+        let run = self.run_state(id);
+        let is_gone = run.is_none_or(|run| run.generation != generation);
+        Box::pin(std::future::ready(Ok(is_gone)))
     }
 
     /// The token in the session's Secret, without reading the Secret. None when there is no

@@ -258,8 +258,11 @@ impl Reconciler {
         let Some(status) = phase::unreported(&session, run.as_ref()) else {
             return Ok(());
         };
-        // The replica that led before may have made it a moment ago.
-        if run.is_none() && !self.backend.is_gone(id).await? {
+        // The replica that led before may have made it a moment ago: then nothing of this
+        // generation is seen, or still the run before it.
+        let generation = session.generation;
+        let is_unseen = run.is_none_or(|run| run.generation != generation);
+        if is_unseen && !self.backend.is_gone(id, generation).await? {
             return Err(ReconcileError::Overtaken);
         }
         self.write(&session, &status).await?;

@@ -288,8 +288,12 @@ impl Backend for KubernetesBackend {
         self.inner.seen.run_state(id)
     }
 
-    fn is_gone<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<bool, BackendError>> {
-        Box::pin(self.inner.is_gone(id))
+    fn is_gone<'a>(
+        &'a self,
+        id: &'a SessionId,
+        generation: u32,
+    ) -> BoxFuture<'a, Result<bool, BackendError>> {
+        Box::pin(self.inner.is_gone(id, generation))
     }
 
     fn token_times(&self, id: &SessionId) -> Option<TokenTimes> {

@@ -69,6 +69,30 @@ async fn a_session_fails_with_its_exit_code_or_with_its_runner() {
 }
 
 #[tokio::test]
+async fn a_run_that_another_replica_started_is_not_lost_before_it_is_seen() {
+    let scene = scene(|api, _| api.create("session-a", |_| {})).await;
+    scene.until_phase("session-a", "Running").await;
+    scene.backend.ends("session-a", 0);
+    scene.until_phase("session-a", "Completed").await;
+
+    // Another one led meanwhile; here the run before is still the last that was seen.
+    scene.backend.sees_late("session-a", 1);
+    scene.api.change("session-a", |it| {
+        it.phase = Some("Running".to_owned());
+        it.sdk_restart_count = Some(1);
+    });
+    scene.settle("session-sentinel").await;
+    assert_eq!(scene.api.phase("session-a").as_deref(), Some("Running"));
+    assert_eq!(scene.backend.count(&Call::Stop(id("session-a"))), 0);
+
+    // Nothing of it is there any more, and the run before is history.
+    scene.backend.sees_late("session-a", 2);
+    scene.until_phase("session-a", "Failed").await;
+    assert_eq!(scene.api.reason("session-a"), "RunnerLost");
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_is_stopped_and_only_then_called_stopped() {
     let scene = scene(|api, _| api.create("session-a", |_| {})).await;
     scene.until_phase("session-a", "Running").await;

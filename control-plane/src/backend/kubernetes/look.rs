@@ -7,17 +7,24 @@ use kube::Api;
 use super::{
     Inner,
     refusal::{backend_error, is_not_found},
-    seen::facts::Kind,
+    seen::facts::{Kind, What},
 };
-use crate::backend::BackendError;
+use crate::backend::{BackendError, RunStatus};
 
 /// No right there, or no namespace: rights come with the namespace.
 const FORBIDDEN: u16 = 403;
 
 impl Inner {
-    /// Whether the session has no pod, though none was seen. One that is found counts as seen.
-    pub(super) async fn is_gone(&self, id: &SessionId) -> Result<bool, BackendError> {
-        if self.seen.run_state(id).is_some() {
+    /// Whether the session has no pod of this generation, though none was seen. One that is found
+    /// counts as seen.
+    pub(super) async fn is_gone(
+        &self,
+        id: &SessionId,
+        generation: u32,
+    ) -> Result<bool, BackendError> {
+        let seen = self.seen.run_state(id);
+        if seen.is_some_and(|run| run.generation == generation || run.status == RunStatus::Unknown)
+        {
             return Ok(false);
         }
         let Some(namespace) = self.seen.namespace(id) else {
@@ -31,11 +38,12 @@ impl Inner {
         match pods.get(&session.pod()).await {
             Ok(found) => {
                 let sighting = self.reader(&namespace).pod(&found);
-                if sighting.facts.is_none() {
+                let Some(facts) = &sighting.facts else {
                     return Ok(true);
-                }
+                };
+                let is_it = matches!(&facts.what, What::Pod(pod) if pod.generation == generation);
                 self.seen.wrote(&namespace, Kind::Pod, sighting);
-                Ok(false)
+                Ok(!is_it)
             }
             Err(error) if is_not_found(&error) => Ok(true),
             Err(kube::Error::Api(status))

@@ -54,6 +54,8 @@ struct State {
     failing_writes: HashMap<SessionId, usize>,
     impossible: HashSet<SessionId>,
     runs_begin_later: bool,
+    /// Runs that another replica has made, by their generation, and that do not show yet.
+    unseen: HashMap<SessionId, u32>,
 }
 
 impl Recording {
@@ -171,6 +173,11 @@ impl Recording {
         self.set(session, generation, RunStatus::Ended { at, end });
     }
 
+    /// There is a run of this generation, which another replica has made and which is not seen yet.
+    pub fn sees_late(&self, session: &str, generation: u32) {
+        self.state().unseen.insert(id(session), generation);
+    }
+
     /// The session has no run, and never had one.
     pub fn forget(&self, session: &str) {
         self.state().runs.remove(&id(session));
@@ -284,6 +291,17 @@ fn times(credentials: &Credentials) -> TokenTimes {
 }
 
 impl Backend for Recording {
+    fn is_gone<'a>(
+        &'a self,
+        id: &'a SessionId,
+        generation: u32,
+    ) -> BoxFuture<'a, Result<bool, BackendError>> {
+        let state = self.state();
+        let seen = state.runs.get(id).map(|run| run.generation);
+        let is_there = seen == Some(generation) || state.unseen.get(id) == Some(&generation);
+        Box::pin(std::future::ready(Ok(!is_there)))
+    }
+
     fn lag(&self) -> Duration {
         self.lag
     }
