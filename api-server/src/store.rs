@@ -17,7 +17,10 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -120,6 +123,9 @@ pub(crate) struct Store {
     queue: mpsc::Sender<writer::Request>,
     /// Held as long as anybody uses the database; none in memory.
     _lock: Option<Arc<File>>,
+    /// What keeps a database in memory when the pool drops a connection, as it does with one whose
+    /// caller gave up while getting it.
+    _keeper: Option<SqlitePool>,
 }
 
 /// Which part of a list is shown.
@@ -164,13 +170,13 @@ impl Store {
             .busy_timeout(BUSY_LIMIT)
             .row_buffer_size(ROWS_AHEAD)
             .disable_statement_logging();
-        let (readers, writer) = match database {
-            // Each connection would have a database of its own: so one for all.
+        let (readers, writer, keeper) = match database {
             Database::Memory => {
-                let pool = pool(1, options.in_memory(true), Some(READ_LIMIT))
-                    .await
-                    .map_err(broken)?;
-                (pool.clone(), pool)
+                let options = options.vfs("memdb").filename(memory_name());
+                let keeper = pool(1, options.clone(), None).await.map_err(broken)?;
+                // One for all: readers in memory would hold up the writer anyway.
+                let one = pool(1, options, Some(READ_LIMIT)).await.map_err(broken)?;
+                (one.clone(), one, Some(keeper))
             }
             Database::File(path) => {
                 private_file(path).map_err(|error| broken(sqlx::Error::Io(error)))?;
@@ -184,7 +190,7 @@ impl Store {
                 // First the writer: it makes the file that the others open.
                 let writer = pool(1, writing, None).await.map_err(broken)?;
                 let readers = pool(READERS, options.read_only(true), Some(READ_LIMIT)).await;
-                (readers.map_err(broken)?, writer)
+                (readers.map_err(broken)?, writer, None)
             }
         };
         migrate(&writer, path).await?;
@@ -198,6 +204,7 @@ impl Store {
             readers,
             queue,
             _lock: lock,
+            _keeper: keeper,
         };
         Ok((store, Writer::new(writer, changes, clock, events, last)))
     }
@@ -263,6 +270,13 @@ impl Store {
     }
 }
 
+/// A new name for SQLite's `memdb`: connections of this process share a database whose name begins
+/// with a slash, as long as one of them is open (<https://sqlite.org/src/file/src/memdb.c>).
+fn memory_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("/ambient-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
 
 fn with_values<'q>(mut query: Query<'q>, values: &[Value]) -> Query<'q> {
@@ -292,7 +306,6 @@ async fn pool(
         .min_connections(1)
         .max_connections(size)
         .acquire_timeout(BUSY_LIMIT)
-        // A database in memory lives as long as its connection.
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)

@@ -2,11 +2,12 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    pin::pin,
     time::{Duration, SystemTime},
 };
 
 use ambient_shared::rest::Session;
-use futures_util::future::join_all;
+use futures_util::{future::join_all, poll};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -281,4 +282,21 @@ async fn waiting_for_a_busy_database_has_an_end() {
         assert_eq!(error.rest_status(), 503, "{error:?}");
         assert_eq!(error.grpc_code(), Code::Unavailable);
     }
+}
+
+#[tokio::test]
+async fn a_database_in_memory_outlives_callers_that_give_up() {
+    let fixture = open(&Database::Memory, Clock::system()).await;
+    let store = &fixture.store;
+    let made = store.change(create("kept")).await.unwrap();
+    for polls in 0..300 {
+        let mut reading = pin!(store.session(&made.id));
+        for _ in 0..polls % 10 {
+            if poll!(reading.as_mut()).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(store.session(&made.id).await.unwrap().id, made.id);
 }
