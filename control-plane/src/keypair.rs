@@ -4,11 +4,11 @@
 //! the program works with. During a rotation the previous key and root are accepted beside the
 //! current ones.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use ambient_shared::{
     exit,
-    proof::{ProofError, SessionKey, SessionRoot},
+    proof::{SessionKey, SessionRoot},
     session::SessionId,
 };
 use aws_lc_rs::digest;
@@ -277,24 +277,10 @@ impl Keys {
         KeyId::from_bytes(self.root.current.id())
     }
 
-    /// Checks a proof against the session's key of the current root, then of the previous one.
-    ///
-    /// # Errors
-    /// [`ProofError`] says why not. `Stale` only for who holds one of the keys.
-    pub fn verify(
-        &self,
-        id: &SessionId,
-        proof: &str,
-        bearer: &str,
-        now: SystemTime,
-    ) -> Result<(), ProofError> {
-        for root in self.root.accepted() {
-            match root.session_key(id).verify(proof, bearer, now) {
-                Err(ProofError::Wrong) => {}
-                decided => return decided,
-            }
-        }
-        Err(ProofError::Wrong)
+    /// The session's keys of all accepted roots, that of the current one first.
+    pub fn session_keys(&self, id: &SessionId) -> Vec<SessionKey> {
+        let roots = self.root.accepted();
+        roots.map(|root| root.session_key(id)).collect()
     }
 
     /// Whether a ciphertext of this many bytes can be one of any accepted key.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::{hkdf, hmac};
+use aws_lc_rs::{constant_time::verify_slices_are_equal, hkdf, hmac};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretBox, SecretString};
 use zeroize::Zeroizing;
@@ -43,7 +43,7 @@ impl SessionRoot {
             let filled = okm.fill(&mut *key);
             debug_assert!(filled.is_ok());
         }
-        SessionKey(SecretString::from(STANDARD.encode(*key)))
+        SessionKey::new(STANDARD.encode(*key))
     }
 
     /// A public name of this root, which says nothing of it or its keys: the first bytes of
@@ -68,24 +68,34 @@ impl fmt::Debug for SessionRoot {
 
 /// One session's key: the text of the file `session-key`.
 #[derive(Clone)]
-pub struct SessionKey(SecretString);
+pub struct SessionKey {
+    text: SecretString,
+    hmac: hmac::Key,
+}
 
 impl SessionKey {
     /// A key from the text of its file, without the white space around it; none when empty.
     pub fn from_text(text: &str) -> Option<Self> {
         let text = text.trim();
-        (!text.is_empty()).then(|| Self(SecretString::from(text.to_owned())))
+        (!text.is_empty()).then(|| Self::new(text.to_owned()))
+    }
+
+    fn new(text: String) -> Self {
+        Self {
+            hmac: hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes()),
+            text: SecretString::from(text),
+        }
     }
 
     /// The text, for the file `session-key` and for masking. Never for logs.
     pub fn expose(&self) -> &str {
-        self.0.expose_secret()
+        self.text.expose_secret()
     }
 
     /// The header's value for a request with this `Authorization` text at this time.
     pub fn sign(&self, bearer: &str, now: SystemTime) -> String {
         let seconds = clock::unix_seconds(now).to_string();
-        let mac = hmac::sign(&self.hmac_key(), message(bearer, &seconds).as_bytes());
+        let mac = self.mac(bearer, &seconds);
         format!("v1 {seconds} {}", STANDARD.encode(mac))
     }
 
@@ -102,7 +112,7 @@ impl SessionKey {
             return Err(ProofError::Malformed);
         };
         let mac = STANDARD.decode(mac).map_err(|_| ProofError::Malformed)?;
-        hmac::verify(&self.hmac_key(), message(bearer, seconds).as_bytes(), &mac)
+        verify_slices_are_equal(self.mac(bearer, seconds).as_ref(), &mac)
             .map_err(|_| ProofError::Wrong)?;
 
         let signed_at: u64 = seconds.parse().map_err(|_| ProofError::Malformed)?;
@@ -112,8 +122,13 @@ impl SessionKey {
         Ok(())
     }
 
-    fn hmac_key(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.expose().as_bytes())
+    /// Of `<bearer>.<seconds>`.
+    fn mac(&self, bearer: &str, seconds: &str) -> hmac::Tag {
+        let mut mac = hmac::Context::with_key(&self.hmac);
+        for part in [bearer, ".", seconds] {
+            mac.update(part.as_bytes());
+        }
+        mac.sign()
     }
 }
 
@@ -123,8 +138,20 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-fn message(bearer: &str, seconds: &str) -> String {
-    format!("{bearer}.{seconds}")
+/// Checks a proof against each of a session's keys: while roots of keys change, it has two.
+///
+/// # Errors
+/// [`ProofError`] says why none of them made it. `Stale` only for who holds one.
+pub fn verify(
+    keys: &[SessionKey],
+    proof: &str,
+    bearer: &str,
+    now: SystemTime,
+) -> Result<(), ProofError> {
+    keys.iter()
+        .map(|key| key.verify(proof, bearer, now))
+        .find(|verdict| *verdict != Err(ProofError::Wrong))
+        .unwrap_or(Err(ProofError::Wrong))
 }
 
 /// Why a proof does not hold.

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -30,7 +31,7 @@ pub const MIN_REFRESH: Duration = Duration::from_secs(1);
 /// An API token. Clones share the secret; `Debug` shows only its [`TokenHash`].
 #[derive(Clone)]
 pub struct Token {
-    secret: SecretString,
+    secret: Arc<SecretString>,
     issued_at: Option<SystemTime>,
     expires_at: Option<SystemTime>,
 }
@@ -76,7 +77,7 @@ impl Token {
             _ => true,
         };
         Ok(Self {
-            secret: SecretString::from(secret.to_owned()),
+            secret: Arc::new(SecretString::from(secret.to_owned())),
             issued_at: issued_at.filter(|_| is_of_one_clock),
             expires_at: expires_at.or(own),
         })
@@ -137,7 +138,7 @@ impl Token {
 
     /// Whether both are the same secret.
     pub fn same_secret(&self, other: &Self) -> bool {
-        self.expose() == other.expose()
+        Arc::ptr_eq(&self.secret, &other.secret) || self.expose() == other.expose()
     }
 }
 

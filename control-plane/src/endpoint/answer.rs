@@ -135,8 +135,8 @@ struct Granted<'a> {
     expires_at: Option<String>,
 }
 
-/// 200 with the token, and our time, by which the client reads when it expires.
-pub(super) fn granted(token: &Token, now: SystemTime) -> Response {
+/// The body of the answer with a token: JSON, none if it cannot be written.
+pub(super) fn body(token: &Token) -> Option<Bytes> {
     let expires_at = token
         .expires_at()
         .filter(|time| clock::unix_seconds(*time) <= LAST_TIME)
@@ -145,11 +145,13 @@ pub(super) fn granted(token: &Token, now: SystemTime) -> Response {
         token: token.expose(),
         expires_at,
     };
-    let Ok(json) = serde_json::to_vec(&granted) else {
-        // Two texts can always be written.
-        return Refusal::NoToken.into_response();
-    };
-    let mut response = json_answer(Bytes::from_owner(Zeroizing::new(json)));
+    let json = serde_json::to_vec(&granted).ok()?;
+    Some(Bytes::from_owner(Zeroizing::new(json)))
+}
+
+/// 200 with a token in this body, and our time, by which the client reads when it expires.
+pub(super) fn granted(body: Bytes, now: SystemTime) -> Response {
+    let mut response = json_answer(body);
     set(&mut response, header::CACHE_CONTROL, "no-store");
     set_date(&mut response, now);
     response
@@ -246,7 +248,8 @@ mod tests {
         let at = |seconds| clock::from_unix_seconds(seconds);
         let long_ago = SystemTime::UNIX_EPOCH;
         for expires_at in [None, at(LAST_TIME), at(LAST_TIME + 1), at(1 << 40)] {
-            let response = granted(&Token::new("opaque", expires_at).unwrap(), long_ago);
+            let token = Token::new("opaque", expires_at).unwrap();
+            let response = granted(body(&token).unwrap(), long_ago);
             assert_eq!(response.status(), StatusCode::OK, "{expires_at:?}");
         }
         assert_eq!(

@@ -1,31 +1,35 @@
 //! From ciphertext to session id: the cache of known ciphertexts, and RSA on a bounded pool.
 
+mod pool;
+
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Duration,
 };
 
 use ambient_shared::{
     bearer::{MAX_KEY_BITS, MIN_KEY_BITS},
+    proof::SessionKey,
     session::SessionId,
     token::Token,
 };
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use metrics::counter;
+use bytes::Bytes;
+use metrics::{Counter, counter};
 use moka::future::Cache;
-use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use self::pool::Pool;
 use crate::{
     keypair::Keys,
     metrics::{CIPHERTEXT_CACHE, DECRYPTIONS},
 };
 
 /// Most ciphertexts that are known: a runner makes one for its whole life, and some 10,000
-/// sessions run at a time. Some 20 MiB when full, as each holds the last token it got.
+/// sessions run at a time. Some 30 MiB when full, as each holds the last answer it got.
 const KNOWN: u64 = 20_000;
 
 /// How long a ciphertext is known; decrypting it once an hour costs nothing.
@@ -41,10 +45,9 @@ const LENGTHS: RangeInclusive<usize> = MIN_KEY_BITS / 8..=MAX_KEY_BITS / 8;
 /// Opens ciphertexts.
 pub(super) struct Decryptor {
     known: Cache<[u8; 32], Arc<Known>>,
-    /// Who waits or works.
-    line: Arc<Semaphore>,
-    /// Who works.
-    cores: Arc<Semaphore>,
+    pool: Pool,
+    hits: Counter,
+    misses: Counter,
 }
 
 /// A well-formed ciphertext.
@@ -60,18 +63,41 @@ pub(super) struct Ciphertext {
 pub(super) struct Known {
     /// Whose it is.
     pub(super) id: SessionId,
-    last: Mutex<Token>,
+    /// The keys that were accepted then, and the session's key of each root among them.
+    keys: Weak<Keys>,
+    session_keys: Vec<SessionKey>,
+    last: Mutex<Answered>,
+}
+
+/// A token, and the body of the answer with it.
+#[derive(Clone)]
+pub(super) struct Answered {
+    pub(super) token: Token,
+    pub(super) body: Bytes,
 }
 
 impl Known {
-    /// Whether this token is another than it got last; it counts as the last from now on.
-    pub(super) fn is_news(&self, token: &Token) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = !last.same_secret(token);
-        if is_news {
-            *last = token.clone();
-        }
-        is_news
+    /// The session's keys, if the accepted keys are still the same.
+    pub(super) fn session_keys(&self, keys: &Arc<Keys>) -> Option<&[SessionKey]> {
+        let are_same = std::ptr::eq(self.keys.as_ptr(), Arc::as_ptr(keys));
+        are_same.then_some(self.session_keys.as_slice())
+    }
+
+    /// The last answer, if it was with this token.
+    pub(super) fn answered(&self, token: &Token) -> Option<Bytes> {
+        let last = self.last();
+        let is_same =
+            last.token.same_secret(token) && last.token.expires_at() == token.expires_at();
+        is_same.then(|| last.body.clone())
+    }
+
+    /// This was the last answer.
+    pub(super) fn answers(&self, answered: Answered) {
+        *self.last() = answered;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Answered> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,8 +132,9 @@ impl Decryptor {
                 .max_capacity(KNOWN)
                 .time_to_live(KNOWN_FOR)
                 .build(),
-            line: Arc::new(Semaphore::new(cores + waiting)),
-            cores: Arc::new(Semaphore::new(cores)),
+            pool: Pool::new(cores, waiting),
+            hits: counter!(CIPHERTEXT_CACHE, "result" => "hit"),
+            misses: counter!(CIPHERTEXT_CACHE, "result" => "miss"),
         }
     }
 
@@ -138,25 +165,35 @@ impl Decryptor {
     /// What is known of a ciphertext that passed every check before.
     pub(super) async fn known(&self, ciphertext: &Ciphertext) -> Option<Arc<Known>> {
         let known = self.known.get(&ciphertext.digest).await;
-        let result = if known.is_some() { "hit" } else { "miss" };
-        counter!(CIPHERTEXT_CACHE, "result" => result).increment(1);
+        let counted = if known.is_some() {
+            &self.hits
+        } else {
+            &self.misses
+        };
+        counted.increment(1);
         known
     }
 
     /// To be called only once everything else about the request was right: what is known is not
     /// for callers to fill.
-    pub(super) async fn remember(&self, ciphertext: &Ciphertext, id: SessionId, got: Token) {
+    pub(super) async fn remember(
+        &self,
+        ciphertext: &Ciphertext,
+        id: SessionId,
+        answered: Answered,
+    ) {
         let known = Known {
+            session_keys: ciphertext.keys.session_keys(&id),
+            keys: Arc::downgrade(&ciphertext.keys),
             id,
-            last: Mutex::new(got),
+            last: Mutex::new(answered),
         };
         self.known.insert(ciphertext.digest, Arc::new(known)).await;
     }
 
     /// Decrypts off the async threads.
     ///
-    /// Cancel-safe: who goes away leaves the line; a decryption that has begun is ended, and holds
-    /// its place until then.
+    /// Cancel-safe: who goes away leaves the line; a decryption that has begun is ended.
     pub(super) async fn open(
         &self,
         ciphertext: &Ciphertext,
@@ -172,20 +209,13 @@ impl Decryptor {
     }
 
     async fn open_in_line(&self, ciphertext: &Ciphertext) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        let place = Arc::clone(&self.line).try_acquire_owned();
-        let place = place.map_err(|_| OpenError::Overloaded)?;
-        let core = Arc::clone(&self.cores).acquire_owned().await;
-        let core = core.map_err(|_| OpenError::Overloaded)?;
         let keys = Arc::clone(&ciphertext.keys);
-        let bytes = ciphertext.bytes.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            let opened = keys.open(&bytes);
-            drop((core, place));
-            opened
-        });
-        // It fails only when the program ends.
-        let opened = work.await.map_err(|_| OpenError::Overloaded)?;
-        opened.ok_or(OpenError::Undecryptable)
+        let opened = self.pool.open(ciphertext.bytes.clone(), keys);
+        let opened = opened.ok_or(OpenError::Overloaded)?.await;
+        // There is no answer only when the program ends, or has a defect.
+        opened
+            .map_err(|_| OpenError::Overloaded)?
+            .ok_or(OpenError::Undecryptable)
     }
 }
 

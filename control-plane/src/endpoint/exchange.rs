@@ -9,12 +9,12 @@ use std::{
 use ambient_shared::{
     clock::Clock,
     exit,
-    proof::{self, ProofError},
+    proof::{self, ProofError, SessionKey},
     session::{SessionHash, SessionId},
     token::Token,
 };
 use http::{HeaderMap, HeaderValue, header};
-use metrics::{Histogram, counter, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
 use tracing::{
     Instrument as _, debug, debug_span,
     field::{Empty, display},
@@ -24,7 +24,7 @@ use tracing::{
 use super::{
     EndpointSettings, Parts, Standing, StandingOf,
     answer::{self, Refusal, Response},
-    decrypt::{Ciphertext, Decryptor, Known, OpenError, ParseError},
+    decrypt::{Answered, Ciphertext, Decryptor, Known, OpenError, ParseError},
     limits::{Limits, Lines},
 };
 use crate::{
@@ -44,13 +44,14 @@ pub(super) struct Exchange {
     issuer: Arc<dyn Issuer>,
     clock: Clock,
     // Looked up once: this is the hottest path of all.
+    granted: Counter,
     granted_seconds: Histogram,
     refused_seconds: Histogram,
 }
 
 /// What a caller gets.
 struct Granted {
-    token: Token,
+    answered: Answered,
     /// Whether it is another than the same ciphertext got last.
     is_news: bool,
 }
@@ -108,6 +109,7 @@ impl Exchange {
             standing: parts.standing,
             issuer: parts.issuer,
             clock: parts.clock,
+            granted: counter!(EXCHANGES, "result" => "ok"),
             granted_seconds: histogram!(EXCHANGE_SECONDS, "result" => "ok"),
             refused_seconds: histogram!(EXCHANGE_SECONDS, "result" => "refused"),
         }
@@ -139,10 +141,12 @@ impl Exchange {
         let result = decided
             .as_ref()
             .map_or_else(|refusal| refusal.label(), |_| "ok");
-        counter!(EXCHANGES, "result" => result).increment(1);
-        let seconds = match decided {
-            Ok(_) => &self.granted_seconds,
-            Err(_) => &self.refused_seconds,
+        let seconds = if decided.is_ok() {
+            self.granted.increment(1);
+            &self.granted_seconds
+        } else {
+            counter!(EXCHANGES, "result" => result).increment(1);
+            &self.refused_seconds
         };
         audit.latency = began.elapsed();
         seconds.record(audit.latency);
@@ -154,7 +158,7 @@ impl Exchange {
         match decided {
             Ok(granted) => {
                 audit.granted(&granted);
-                answer::granted(&granted.token, self.clock.now())
+                answer::granted(granted.answered.body, self.clock.now())
             }
             Err(refusal) => {
                 audit.refused(refusal, &self.lines);
@@ -194,14 +198,29 @@ impl Exchange {
             generation,
         };
         let token = self.issue(&subject).await?;
-        let is_news = known.as_ref().is_none_or(|known| known.is_news(&token));
-        if known.is_none() {
-            let got = token.clone();
-            self.decryptor
-                .remember(&ciphertext, subject.session, got)
-                .await;
+        let same = known.as_ref().and_then(|known| known.answered(&token));
+        if let Some(body) = same {
+            let answered = Answered { token, body };
+            return Ok(Granted {
+                answered,
+                is_news: false,
+            });
         }
-        Ok(Granted { token, is_news })
+        let body = answer::body(&token).ok_or(Refusal::NoToken)?;
+        let answered = Answered { token, body };
+        match known {
+            Some(known) => known.answers(answered.clone()),
+            None => {
+                let got = answered.clone();
+                self.decryptor
+                    .remember(&ciphertext, subject.session, got)
+                    .await;
+            }
+        }
+        Ok(Granted {
+            answered,
+            is_news: true,
+        })
     }
 
     /// Who asks, as these keys tell.
@@ -221,7 +240,11 @@ impl Exchange {
             None => self.open(asked.source, &ciphertext).await?,
         };
         audit.session = Some(id.hash());
-        let caller = self.prove(keys, id, asked).await?;
+        let cached = known.as_ref().and_then(|known| known.session_keys(keys));
+        let caller = match cached {
+            Some(session_keys) => self.prove(session_keys, id, asked).await?,
+            None => self.prove(&keys.session_keys(&id), id, asked).await?,
+        };
         Ok(Identified {
             caller,
             ciphertext,
@@ -254,10 +277,11 @@ impl Exchange {
             .ok_or_else(|| Refusal::Unproven.into())
     }
 
-    /// Checks the proof, and charges who holds the session's key for the request.
+    /// Checks the proof against each of the session's keys, and charges who holds one for the
+    /// request. That a proof is stale is told only to who holds one.
     async fn prove(
         &self,
-        keys: &Keys,
+        session_keys: &[SessionKey],
         id: SessionId,
         asked: &Asked<'_>,
     ) -> Result<Caller, NotIdentified> {
@@ -268,7 +292,7 @@ impl Exchange {
             Some(proof) => {
                 // What is no text is no proof either, and is refused by the same steps.
                 let proof = proof.to_str().unwrap_or_default();
-                match keys.verify(&id, proof, asked.bearer, now) {
+                match proof::verify(session_keys, proof, asked.bearer, now) {
                     Ok(()) => Ok(true),
                     Err(ProofError::Stale) => Err(Refusal::StaleProof(now)),
                     Err(ProofError::Malformed) => return Err(Refusal::Unproven.into()),
@@ -351,7 +375,7 @@ impl Audit {
     fn granted(&self, granted: &Granted) {
         let (session, source) = (self.session.map(display), self.source);
         if granted.is_news {
-            let token = granted.token.hash();
+            let token = granted.answered.token.hash();
             let latency_ms = self.latency_ms();
             info!(result = "ok", session, %token, %source, latency_ms, "token exchange");
         } else {

@@ -1,8 +1,9 @@
 //! Cache and pool on their own.
 
+use std::time::SystemTime;
+
 use ambient_shared::{bearer::PublicKey, proof::SessionRoot};
 use ambient_testing::keypair::RsaKey;
-use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
@@ -30,6 +31,13 @@ fn bearer(keys: &Keys) -> String {
     key.encrypt(&id()).unwrap().as_str().to_owned()
 }
 
+fn answered(secret: &str) -> Answered {
+    Answered {
+        token: Token::new(secret, None).unwrap(),
+        body: format!("body of {secret}").into(),
+    }
+}
+
 #[tokio::test]
 async fn a_ciphertext_is_known_only_once_it_was_remembered() {
     let (keys, decryptor) = (keys(), Decryptor::new());
@@ -40,36 +48,41 @@ async fn a_ciphertext_is_known_only_once_it_was_remembered() {
     assert_eq!(opened.as_slice(), b"session-0001");
     assert!(decryptor.known(&ciphertext).await.is_none());
 
-    let token = |secret| Token::new(secret, None).unwrap();
-    decryptor.remember(&ciphertext, id(), token("first")).await;
+    decryptor
+        .remember(&ciphertext, id(), answered("first"))
+        .await;
     let known = decryptor.known(&ciphertext).await.unwrap();
     assert_eq!(known.id, id());
-    assert!(!known.is_news(&token("first")));
-    assert!(known.is_news(&token("second")) && !known.is_news(&token("second")));
+    let token = |secret| answered(secret).token;
+    assert_eq!(known.answered(&token("first")).unwrap(), "body of first");
+    assert!(known.answered(&token("second")).is_none());
+    known.answers(answered("second"));
+    assert!(known.answered(&token("first")).is_none());
+    assert_eq!(known.answered(&token("second")).unwrap(), "body of second");
+    // Told to live longer, it is another answer.
+    let longer = Token::new("second", Some(SystemTime::UNIX_EPOCH)).unwrap();
+    assert!(known.answered(&longer).is_none());
 }
 
 #[tokio::test]
-async fn a_full_line_is_told_so_at_once_and_who_leaves_it_makes_room() {
-    let (keys, decryptor) = (keys(), Decryptor::with_pool(1, 1));
-    let bearer = bearer(&keys);
-    let ciphertext = Decryptor::parse(&keys, &bearer).unwrap();
-    // Somebody works for as long as this test likes.
-    let place = Arc::clone(&decryptor.line).acquire_owned().await.unwrap();
-    let core = Arc::clone(&decryptor.cores).acquire_owned().await.unwrap();
-    let mut waits = Box::pin(decryptor.open(&ciphertext));
-    assert!(waits.as_mut().now_or_never().is_none());
+async fn session_keys_are_remembered_for_the_keys_of_then() {
+    let (keys, decryptor) = (keys(), Decryptor::new());
+    let ciphertext = Decryptor::parse(&keys, &bearer(&keys)).unwrap();
+    decryptor
+        .remember(&ciphertext, id(), answered("token"))
+        .await;
+    let known = decryptor.known(&ciphertext).await.unwrap();
+    let session_keys = known.session_keys(&keys).unwrap();
+    assert_eq!(session_keys.len(), 1);
+    assert_eq!(session_keys[0].expose(), keys.session_key(&id()).expose());
 
-    let third = decryptor.open(&ciphertext).now_or_never();
-    let third = third.expect("an answer at once");
-    assert_eq!(third.unwrap_err(), OpenError::Overloaded);
-
-    drop(waits);
-    let mut waits = Box::pin(decryptor.open(&ciphertext));
-    assert!(waits.as_mut().now_or_never().is_none());
-    drop((place, core));
-    assert!(waits.await.is_ok());
-    assert_eq!(decryptor.line.available_permits(), 2);
-    assert_eq!(decryptor.cores.available_permits(), 1);
+    let root = SessionRoot::new([2; 32]);
+    let others = Arc::new(Keys::clone(&keys).with_root(root.into()));
+    assert!(known.session_keys(&others).is_none());
+    // It does not keep alive what is replaced.
+    let before = Arc::downgrade(&keys);
+    drop((keys, ciphertext));
+    assert!(before.upgrade().is_none());
 }
 
 #[tokio::test]
@@ -77,8 +90,7 @@ async fn what_the_keys_before_opened_is_not_known_under_others() {
     let (keys, decryptor) = (keys(), Decryptor::new());
     let bearer = bearer(&keys);
     let before = Decryptor::parse(&keys, &bearer).unwrap();
-    let token = Token::new("token", None).unwrap();
-    decryptor.remember(&before, id(), token.clone()).await;
+    decryptor.remember(&before, id(), answered("token")).await;
     assert!(decryptor.known(&before).await.is_some());
 
     let other = RsaKey::generate(aws_lc_rs::rsa::KeySize::Rsa4096).private_pkcs1_pem();
@@ -97,7 +109,7 @@ async fn what_the_keys_before_opened_is_not_known_under_others() {
     );
     // What had begun before is done with the keys of then, and not remembered for later.
     assert!(decryptor.open(&before).await.is_ok());
-    decryptor.remember(&before, id(), token).await;
+    decryptor.remember(&before, id(), answered("token")).await;
     let again = Decryptor::parse(&others, &bearer).unwrap();
     assert!(decryptor.known(&again).await.is_none());
 }
