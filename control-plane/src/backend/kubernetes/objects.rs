@@ -131,13 +131,15 @@ fn written(time: SystemTime) -> Option<String> {
     (seconds <= LAST_WRITABLE).then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-/// The Service at which existing API servers reach the session.
+/// The Service at which existing API servers reach the session, by its name in DNS. Headless: a
+/// cluster's addresses for Services may be fewer than sessions, and a Kubernetes API server looks
+/// through all that are taken whenever it gives one out.
 pub(crate) fn service(session: &SessionRef, owner_uid: &str) -> Service {
     let selector = [(SESSION_ID.to_owned(), session.id.as_str().to_owned())];
     Service {
         metadata: metadata(session, session.service(), Some(owner_uid), BTreeMap::new()),
         spec: Some(ServiceSpec {
-            type_: Some("ClusterIP".to_owned()),
+            cluster_ip: Some("None".to_owned()),
             selector: Some(selector.into()),
             ports: Some(vec![ServicePort {
                 name: Some(AGUI.to_owned()),
