@@ -27,6 +27,7 @@ mod book;
 mod checks;
 mod faults;
 mod findings;
+mod kubelet;
 mod levels;
 mod lives;
 mod plan;
@@ -77,6 +78,7 @@ async fn main() -> ExitCode {
     let (operator, direct) = (system.operator(), system.direct());
     let quit = CancellationToken::new();
     let mut watching = JoinSet::new();
+    watching.spawn(kubelet::end_pods(direct.clone(), quit.clone()));
     let book = Book::open(operator.clone(), quit.clone(), &mut watching);
     let tokens = Tokens::open(direct.clone(), &findings, quit.clone(), &mut watching);
     let levels = Levels::open(system.pids(), quit.clone(), &mut watching);

@@ -24,8 +24,9 @@ use crate::{findings::Findings, tokens::Tokens};
 /// Pause after a failure, as a runner has it at first.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Refusals in a row before they are a finding: a control plane that has just started does not know
-/// a session that is as new.
+/// Refusals in a row, by the token endpoint or by the API server, before they are a finding: a
+/// control plane that has just started, or was cut off, does not know a session or a run that is as
+/// new.
 const PATIENCE: usize = 20;
 
 /// One session's runner.
@@ -66,41 +67,40 @@ impl Runner {
         let mut refusals = 0;
         loop {
             let exchange = turns.next().expect("a cycle has no end");
-            match exchange.fetch().await {
+            let refused = match exchange.fetch().await {
                 Ok(token) => {
-                    refusals = 0;
                     self.tokens.pulled(&self.session, &token);
-                    self.try_out(&token).await;
-                    sleep(refresh_in(&token, Clock::system().now(), rand::random())).await;
+                    let Some(refused) = self.try_out(&token).await else {
+                        refusals = 0;
+                        sleep(refresh_in(&token, Clock::system().now(), rand::random())).await;
+                        continue;
+                    };
+                    Some(refused)
                 }
-                Err(error) => {
-                    if matches!(error, ExchangeError::Refused { .. }) {
-                        refusals += 1;
-                        if refusals == PATIENCE {
-                            let reason = ambient_shared::exit::report(&error);
-                            let what = format!("{}: {reason}", self.session);
-                            self.findings
-                                .add("a running session is refused a token", what);
-                        }
-                    }
-                    sleep(AGAIN).await;
+                Err(error) => matches!(error, ExchangeError::Refused { .. })
+                    .then(|| ambient_shared::exit::report(&error)),
+            };
+            if let Some(reason) = refused {
+                refusals += 1;
+                if refusals == PATIENCE {
+                    let what = format!("{}: {reason}", self.session);
+                    self.findings
+                        .add("a running session has no token that is taken", what);
                 }
             }
+            sleep(AGAIN).await;
         }
     }
 
-    /// Whether the API server takes it for its session. An API server that cannot say does not count.
-    async fn try_out(&self, token: &Token) {
+    /// How the API server refuses it, if it does so before its expiry. An API server that cannot say
+    /// does not count.
+    async fn try_out(&self, token: &Token) -> Option<String> {
         let answer = self.api.with_token(token.expose());
         let path = format!("/sessions/{}", self.session);
-        let Ok((status, _)) = answer.try_request(Method::GET, &path, None).await else {
-            return;
-        };
+        let (status, _) = answer.try_request(Method::GET, &path, None).await.ok()?;
         let is_refused = matches!(status.as_u16(), 401 | 403);
-        if is_refused && !token.is_expired(Clock::system().now()) {
-            let what = format!("{}: {status}", self.session);
-            self.findings.add("the API server refuses a token", what);
-        }
+        let is_valid = !token.is_expired(Clock::system().now());
+        (is_refused && is_valid).then(|| format!("the API server says {status}"))
     }
 
     /// Public key and session key, as its pod has them.

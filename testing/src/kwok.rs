@@ -13,8 +13,15 @@ use crate::{
 /// The name of the node. A pod gets there by `spec.nodeName`, as no scheduler runs.
 pub const NODE: &str = "kwok";
 
-/// Stages of pods that run as soon as they are made, until they are deleted.
-pub const RUN_AT_ONCE: &str = include_str!("kwok/run-at-once.yaml");
+/// Stages of pods that run as soon as they are made. Who starts it ends those that are deleted.
+pub const RUN_AT_ONCE: &str = include_str!("kwok/run.yaml");
+
+/// The same, and kwok ends them: by their names, so that, when it is late, it ends the next pod of
+/// a name too.
+pub const RUN_AND_END: &str = concat!(
+    include_str!("kwok/run.yaml"),
+    include_str!("kwok/delete.yaml")
+);
 
 /// Which build of it this source tree needs; part of the cache folder's name.
 const VERSION: &str = include_str!("../cluster/kwok/version");

@@ -16,7 +16,7 @@ use ambient_shared::client::install_crypto_provider;
 use ambient_testing::{
     cluster::{Cluster, ClusterOptions},
     installation::Installation,
-    kwok::{Kwok, RUN_AT_ONCE},
+    kwok::{Kwok, RUN_AND_END},
     table::machine,
 };
 use clap::Parser;
@@ -72,7 +72,7 @@ async fn main() {
         controller_manager: vec![IDLE_CONTROLLERS.to_owned()],
         ..ClusterOptions::default()
     });
-    let kwok = Kwok::start(&cluster, RUN_AT_ONCE);
+    let kwok = Kwok::start(&cluster, RUN_AND_END);
     let installation = Arc::new(Installation::start(cluster, 1, &[]).await);
     let mut report = Report::new(&installation, kwok.pid());
     let mut sessions = Sessions::new(Arc::clone(&installation), settings.projects).await;
