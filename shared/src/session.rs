@@ -1,6 +1,6 @@
 //! Session ids, and the hash under which they may be logged.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,10 @@ pub const MAX_LENGTH: usize = 446;
 
 /// A valid session id.
 ///
-/// `Debug` shows its [`SessionHash`]: whoever reads a log must not learn ids.
+/// Clones share the text. `Debug` shows its [`SessionHash`]: whoever reads a log must not learn ids.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SessionId(String);
+pub struct SessionId(Arc<str>);
 
 /// Why a text is not a session id. The text itself is left out on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +54,7 @@ impl SessionId {
         if id.len() > MAX_LENGTH {
             return Err(InvalidSessionId::TooLong(id.len()));
         }
-        Ok(Self(id))
+        Ok(Self(id.into()))
     }
 
     /// The id as text. Not for logs: see [`SessionId::hash`].
@@ -107,7 +107,7 @@ impl TryFrom<String> for SessionId {
 
 impl From<SessionId> for String {
     fn from(id: SessionId) -> Self {
-        id.0
+        id.as_str().to_owned()
     }
 }
 

@@ -25,8 +25,8 @@ use tracing::{debug, info, warn};
 
 use crate::metrics::WATCH_FAILURES;
 
-/// Objects on one page of a list: some megabytes of pods.
-const PAGE: u32 = 250;
+/// Objects on one page of a list: half a megabyte of pods, and several lists are read at a time.
+const PAGE: u32 = 50;
 
 /// How long watches last. What happens while one is open but dead is seen after five quarters of
 /// `asked` and `margin`, at the latest.
