@@ -53,7 +53,7 @@ use crate::{
     reconcile::desired::{DesiredSettings, Place, PodLimits},
     refresh::RefreshSettings,
     sessions::{SessionCache, rest::RestClient},
-    settings::{DEFAULT_TOKEN_TTL, IssuerSettings, ServeSettings},
+    settings::{IssuerSettings, ServeSettings},
 };
 
 mod error;
@@ -98,7 +98,7 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
         client: clients.own.clone(),
         namespace: settings.kubernetes.namespace.clone(),
     };
-    let Some(keys) = load_keys(&store, &shutdown).await? else {
+    let Some(keys) = load_keys(&store, settings.issuer.minted_life(), &shutdown).await? else {
         return Ok(());
     };
     let elector = Elector::new(
@@ -143,11 +143,21 @@ fn readiness(known: Arc<OnceLock<SessionCache>>) -> Readiness {
 /// The keys, tried again until `shutdown` (then none): the Kubernetes API may just be restarting.
 async fn load_keys(
     store: &SecretKeypairStore,
+    minted_life: Option<Duration>,
     shutdown: &CancellationToken,
 ) -> Result<Option<Keys>, ServeError> {
     let mut backoff = Backoff::new(Policy::default());
+    let load = async || {
+        // Before any is signed. Who cannot note it signs all the same: what for is rare.
+        if let Some(life) = minted_life
+            && let Err(error) = store.note_token_life(life).await
+        {
+            warn!(reason = %exit::report(&error), "cannot note how long tokens of the signing key live");
+        }
+        store.load_or_create().await
+    };
     loop {
-        let Some(loaded) = shutdown.run_until_cancelled(store.load_or_create()).await else {
+        let Some(loaded) = shutdown.run_until_cancelled(load()).await else {
             return Ok(None);
         };
         match loaded {
@@ -255,10 +265,7 @@ impl ControlPlane {
         let lookup = Lookup::new(controller.cache(), api.clone(), Arc::clone(&runs));
         // Set once, here; an error is impossible.
         let _ = standing.set(lookup.into_standing_of());
-        let minted_life = match settings.issuer {
-            IssuerSettings::Minted { life } => Some(life),
-            IssuerSettings::Static { .. } | IssuerSettings::Oidc { .. } => None,
-        };
+        let minted_life = settings.issuer.minted_life();
         Ok(Self {
             endpoint,
             leads: Arc::new(Leads {
@@ -269,7 +276,8 @@ impl ControlPlane {
                     store: store.clone(),
                     keyring: keys.clone(),
                     backend: runs,
-                    token_life: minted_life.unwrap_or(DEFAULT_TOKEN_TTL),
+                    token_life: minted_life,
+                    clock: clock.clone(),
                     waits: settings.rotation,
                 },
             }),

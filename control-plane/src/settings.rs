@@ -90,6 +90,16 @@ pub enum IssuerSettings {
     },
 }
 
+impl IssuerSettings {
+    /// The life of the tokens that the control plane signs; none when it signs none.
+    pub fn minted_life(&self) -> Option<Duration> {
+        match self {
+            Self::Minted { life } => Some(*life),
+            Self::Static { .. } | Self::Oidc { .. } => None,
+        }
+    }
+}
+
 /// Secrets, which have no flags.
 #[derive(Debug, Default)]
 struct Secrets {

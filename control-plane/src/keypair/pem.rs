@@ -45,6 +45,9 @@ pub enum InvalidKey {
     /// A root of session keys of the wrong length.
     #[error("it has {0} bytes; {needed} are needed", needed = ambient_shared::proof::ROOT_LENGTH)]
     RootLength(usize),
+    /// A time that is no number of seconds.
+    #[error("it is not a number of seconds")]
+    NotSeconds,
     /// The cryptographic library failed.
     #[error("the cryptographic library failed")]
     Library(#[from] Unspecified),

@@ -3,7 +3,8 @@
 //! In: the keys, and which runs were started with which. Out: one change of a Secret for each step;
 //! replicas follow by reading their keys again. Only the leader takes steps. It counts all waits from
 //! what it has seen itself, by the monotonic clock: clocks that differ do no harm, and a change of
-//! the leader only makes a rotation longer.
+//! the leader only makes a rotation longer. What it cannot have seen is in the Secret: how long
+//! tokens lived before a restart, so until when some of the old signing key may be valid.
 //!
 //! ```text
 //! keypair, root   rotate → [new, old] ── nobody uses the old one for a while → [new]
@@ -13,7 +14,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
-use ambient_shared::exit;
+use ambient_shared::{clock::Clock, exit};
 use metrics::counter;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     backend::{Backend, RunStatus},
     metrics::ROTATION_STEPS,
+    settings::DEFAULT_TOKEN_TTL,
 };
 
 mod progress;
@@ -51,8 +53,10 @@ pub struct Rotation {
     pub keyring: Keyring,
     /// Who uses which.
     pub backend: Arc<dyn Backend>,
-    /// The life of minted tokens.
-    pub token_life: Duration,
+    /// The life of the tokens that this replica mints; none when it mints none.
+    pub token_life: Option<Duration>,
+    /// Tells when tokens of before have expired.
+    pub clock: Clock,
     /// How long it waits for what.
     pub waits: Waits,
 }
@@ -62,14 +66,19 @@ impl Rotation {
     ///
     /// Cancel-safe: a step is one write.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut progress = Progress::new(self.waits, self.token_life, self.backend.lag());
+        let life = self.token_life.unwrap_or(DEFAULT_TOKEN_TTL);
+        let mut progress = Progress::new(self.waits, life, self.backend.lag());
         let mut told = Told::default();
+        let mut is_noted = self.token_life.is_none();
         let turning = async {
             loop {
-                let keys = self.keyring.current().ids();
-                let runs = self.runs(&keys);
-                told.tell(&keys, runs);
-                let sight = Sight { keys, runs };
+                if !is_noted {
+                    // Since we started, who led before may have put a new key to use, and have
+                    // noted with it only for how long its own tokens live.
+                    is_noted = self.note(life, &mut told).await;
+                }
+                let sight = self.look();
+                told.tell(&sight.keys, sight.runs);
                 for step in progress.decide(&sight, Instant::now()) {
                     self.take(&step, &mut told).await;
                 }
@@ -77,6 +86,19 @@ impl Rotation {
             }
         };
         shutdown.run_until_cancelled(turning).await;
+    }
+
+    fn look(&self) -> Sight {
+        let current = self.keyring.current();
+        let keys = current.ids();
+        // It signs until all replicas have read their keys.
+        let now = self.clock.now() - self.waits.leeway;
+        let until = current.signing().previous_until();
+        Sight {
+            runs: self.runs(&keys),
+            keys,
+            longer_tokens: until.is_some_and(|until| now < until),
+        }
     }
 
     /// Who needs which keys. Nobody is asked when there are only the current ones.
@@ -112,8 +134,23 @@ impl Rotation {
         runs
     }
 
+    /// Says whether it was done.
+    async fn note(&self, life: Duration, told: &mut Told) -> bool {
+        let noted = tokio::time::timeout(LIMIT, self.store.note_token_life(life)).await;
+        let reason = match noted {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => exit::report(&error),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if told.failed.insert(KeyKind::SigningKey) {
+            warn!(%reason, "cannot note how long tokens of the signing key live; trying again");
+        }
+        false
+    }
+
     async fn take(&self, step: &Step, told: &mut Told) {
-        let taken = tokio::time::timeout(LIMIT, self.store.take(step)).await;
+        let taking = self.store.take(step, self.clock.now());
+        let taken = tokio::time::timeout(LIMIT, taking).await;
         let kind = step.kind();
         match taken {
             Ok(Ok(done)) => {
@@ -159,7 +196,7 @@ impl fmt::Debug for Rotation {
 fn report(step: &Step) {
     let key = step.kind().as_str();
     let name = match step {
-        Step::Promote { next } => {
+        Step::Promote { next, .. } => {
             info!(key, id = %next, "the next key is in use");
             "promoted"
         }

@@ -1,6 +1,6 @@
 //! The keys that sign minted tokens, and their public halves as JWKS.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use aws_lc_rs::{
     digest,
@@ -123,6 +123,7 @@ pub struct SigningKeys {
     current: SigningKey,
     ids: Ids<String>,
     jwks: Bytes,
+    previous_until: Option<SystemTime>,
 }
 
 impl SigningKeys {
@@ -143,7 +144,22 @@ impl SigningKeys {
                 next: next.map(kid),
             },
             current,
+            previous_until: None,
         }
+    }
+
+    /// The same, where tokens of the previous key may be valid until then.
+    #[must_use]
+    pub fn needing_previous_until(self, until: Option<SystemTime>) -> Self {
+        Self {
+            previous_until: until,
+            ..self
+        }
+    }
+
+    /// Until when tokens of the previous key may be valid, where that was noted.
+    pub fn previous_until(&self) -> Option<SystemTime> {
+        self.previous_until
     }
 
     /// The key that signs.

@@ -16,7 +16,7 @@ pub struct Waits {
     unused: Duration,
     /// What is added to the life of tokens, and to the time that a Secret takes to be seen in its
     /// session: replicas do not read at the same moment.
-    leeway: Duration,
+    pub(super) leeway: Duration,
 }
 
 impl Waits {
@@ -59,6 +59,9 @@ impl Default for Waits {
 pub(super) struct Sight {
     pub(super) keys: KeyIds,
     pub(super) runs: Runs,
+    /// Tokens that lived longer than those of now, and that the signing key before has signed, may
+    /// still be valid.
+    pub(super) longer_tokens: bool,
 }
 
 /// Who needs which keys.
@@ -112,12 +115,15 @@ impl Progress {
         let next = keys.signing.next.clone();
         let next = next.filter(|_| keys.signing.previous.is_none());
         if let Some(next) = self.next_signing.held(next, waits.publish, now) {
-            steps.push(Step::Promote { next });
+            let life = self.token_life;
+            steps.push(Step::Promote { next, life });
         }
         let old = keys.signing.previous.clone();
         let old = old.map(|old| (old, keys.signing.current.clone()));
         let last_token = self.token_life.saturating_add(waits.leeway);
-        if let Some((previous, _)) = self.old_signing.held(old, last_token, now) {
+        if let Some((previous, _)) = self.old_signing.held(old, last_token, now)
+            && !sight.longer_tokens
+        {
             let kind = KeyKind::SigningKey;
             steps.push(Step::Drop { kind, previous });
         }

@@ -3,6 +3,8 @@
 //! Each is one patch that names the version it was decided on, so that of two at a time one is
 //! refused and decides again. A Secret without our label is never written.
 
+use std::time::{Duration, SystemTime};
+
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
@@ -60,6 +62,8 @@ pub(crate) enum Step {
     Promote {
         /// Its `kid`.
         next: String,
+        /// The life of the tokens that it signs.
+        life: Duration,
     },
     /// Nobody needs the previous key any more.
     Drop {
@@ -100,13 +104,29 @@ impl SecretKeypairStore {
         self.change(kind, decide).await.map(drop)
     }
 
-    /// Takes a step, and says whether there was anything to do.
+    /// Takes a step at this moment, and says whether there was anything to do.
     ///
     /// # Errors
     /// When the Secret is not ours, or cannot be read or written.
-    pub(crate) async fn take(&self, step: &Step) -> Result<bool, ChangeError> {
-        self.change(step.kind(), |content| Ok(content.step(step)?))
+    pub(crate) async fn take(&self, step: &Step, now: SystemTime) -> Result<bool, ChangeError> {
+        self.change(step.kind(), |content| Ok(content.step(step, now)?))
             .await
+    }
+
+    /// Notes with the signing key that it signs tokens which live so long, unless it is somebody
+    /// else's, or there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub async fn note_token_life(&self, life: Duration) -> Result<(), ChangeError> {
+        let noted = self.change(KeyKind::SigningKey, |content| Ok(content.note_life(life)?));
+        match noted.await {
+            Ok(_)
+            | Err(
+                ChangeError::Foreign { .. } | ChangeError::Keypair(KeypairError::Missing { .. }),
+            ) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn change(

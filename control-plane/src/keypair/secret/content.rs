@@ -1,8 +1,11 @@
 //! What is in the key Secrets. Pure.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
-use ambient_shared::proof::SessionRoot;
+use ambient_shared::{clock, proof::SessionRoot};
 use k8s_openapi::ByteString;
 use zeroize::Zeroizing;
 
@@ -23,6 +26,11 @@ const PREVIOUS_PRIVATE: &str = "previous-private.pem";
 const NEXT_PRIVATE: &str = "next-private.pem";
 const ROOT: &str = "root";
 const PREVIOUS_ROOT: &str = "previous-root";
+/// The longest life of tokens that `private.pem` may have signed, in seconds: it was another before
+/// a restart.
+const TOKEN_LIFE: &str = "token-life";
+/// Until when tokens that `previous-private.pem` has signed may be valid, in Unix seconds.
+const PREVIOUS_UNTIL: &str = "previous-until";
 
 /// Data of a new Secret.
 pub(super) type Made = Vec<(&'static str, Zeroizing<Vec<u8>>)>;
@@ -99,7 +107,15 @@ impl Content {
         let current = self.required(PRIVATE, parse)?;
         let next = self.optional(NEXT_PRIVATE, parse)?;
         let previous = self.optional(PREVIOUS_PRIVATE, parse)?;
-        Ok(SigningKeys::new(current, next.as_ref(), previous.as_ref()))
+        let keys = SigningKeys::new(current, next.as_ref(), previous.as_ref());
+        let until = self.seconds(PREVIOUS_UNTIL)?;
+        Ok(keys.needing_previous_until(until.and_then(clock::from_unix_seconds)))
+    }
+
+    /// The longest life of tokens that the current signing key may have signed, as far as noted.
+    fn token_life(&self) -> Result<Duration, KeypairError> {
+        let seconds = self.seconds(TOKEN_LIFE)?;
+        Ok(Duration::from_secs(seconds.unwrap_or_default()))
     }
 
     /// What the rotation of this kind that was begun before waits for, if there was one.
@@ -164,27 +180,50 @@ impl Content {
         Ok(new.map(|(_, key)| (NEXT_PRIVATE, Some(key))).collect())
     }
 
-    /// What a step changes, if there is (still) anything to do.
-    pub(super) fn step(&self, step: &Step) -> Result<Option<Change>, KeypairError> {
+    /// What it takes to note a life of tokens, if it is longer than those noted before.
+    pub(super) fn note_life(&self, life: Duration) -> Result<Option<Change>, KeypairError> {
+        let is_longer = life > self.token_life()?;
+        Ok(is_longer.then(|| vec![(TOKEN_LIFE, Some(seconds(life.as_secs())))]))
+    }
+
+    /// What a step changes at this moment, if there is (still) anything to do.
+    pub(super) fn step(
+        &self,
+        step: &Step,
+        now: SystemTime,
+    ) -> Result<Option<Change>, KeypairError> {
         let ids = self.ids(step.kind())?;
         Ok(match step {
-            Step::Promote { next } => {
+            Step::Promote { next, life } => {
+                let longest = self.token_life()?.max(*life).as_secs();
+                let until = clock::unix_seconds(now).saturating_add(longest);
                 let is_it = ids.next.as_ref() == Some(next) && ids.previous.is_none();
                 is_it.then(|| {
                     vec![
                         (PRIVATE, self.data.get(NEXT_PRIVATE).cloned()),
+                        (TOKEN_LIFE, Some(seconds(life.as_secs()))),
                         (PREVIOUS_PRIVATE, self.data.get(PRIVATE).cloned()),
+                        (PREVIOUS_UNTIL, Some(seconds(until))),
                         (NEXT_PRIVATE, None),
                     ]
                 })
             }
             Step::Drop { kind, previous } => {
-                let key = match kind {
-                    KeyKind::Keypair | KeyKind::SigningKey => PREVIOUS_PRIVATE,
-                    KeyKind::SessionRoot => PREVIOUS_ROOT,
+                let gone: &[_] = match kind {
+                    KeyKind::Keypair => &[PREVIOUS_PRIVATE],
+                    KeyKind::SigningKey => &[PREVIOUS_PRIVATE, PREVIOUS_UNTIL],
+                    KeyKind::SessionRoot => &[PREVIOUS_ROOT],
                 };
-                (ids.previous.as_ref() == Some(previous)).then(|| vec![(key, None)])
+                let is_it = ids.previous.as_ref() == Some(previous);
+                is_it.then(|| gone.iter().map(|key| (*key, None)).collect())
             }
+        })
+    }
+
+    fn seconds(&self, key: &str) -> Result<Option<u64>, KeypairError> {
+        self.optional(key, |bytes| {
+            let number = pem::text(bytes)?.trim().parse();
+            number.map_err(|_| InvalidKey::NotSeconds)
         })
     }
 
@@ -224,4 +263,8 @@ impl Content {
 fn set(made: Made) -> Change {
     let made = made.into_iter();
     made.map(|(key, value)| (key, Some(value))).collect()
+}
+
+fn seconds(number: u64) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(number.to_string().into_bytes())
 }

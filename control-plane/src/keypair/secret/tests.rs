@@ -1,11 +1,13 @@
 //! Contents and owners; against a real cluster in `tests/it/keys.rs`.
 
-use ambient_shared::exit::report;
+use std::time::Duration;
+
+use ambient_shared::{clock::from_unix_seconds, exit::report};
 use ambient_testing::keypair::RsaKey;
 use aws_lc_rs::rsa::KeySize;
 
-use super::*;
-use crate::keypair::Rotating;
+use super::{change::Step, content::Change, *};
+use crate::keypair::{Rotating, signing::SigningKey};
 
 type Data<'a> = &'a [(&'a str, &'a [u8])];
 
@@ -115,6 +117,65 @@ fn a_fault_names_the_secret_and_the_key() {
         told.contains("key root") && told.contains("5 bytes"),
         "{told}"
     );
+}
+
+/// What a change sets, as text; none where it takes something out.
+fn changed<'a>(change: &'a Change, key: &str) -> Option<&'a str> {
+    let (_, value) = change.iter().find(|(it, _)| *it == key).unwrap();
+    value.as_ref().map(|it| std::str::from_utf8(it).unwrap())
+}
+
+#[test]
+fn until_when_an_old_signing_key_is_needed_follows_from_the_longest_life_that_it_signed() {
+    const HOUR: Duration = Duration::from_hours(1);
+    let (old, next) = (RsaKey::shared(), RsaKey::generate(KeySize::Rsa2048));
+    let (old, next) = (old.private_pkcs1_pem(), next.private_pkcs1_pem());
+    let keys = [
+        ("private.pem", old.as_bytes()),
+        ("next-private.pem", next.as_bytes()),
+    ];
+    let noted = |life: &'static str| content(&[keys[0], keys[1], ("token-life", life.as_bytes())]);
+    // A longer one is noted, a shorter one is not.
+    assert!(noted("3600").note_life(HOUR).unwrap().is_none());
+    let longer = noted("3599").note_life(HOUR).unwrap().unwrap();
+    assert_eq!(changed(&longer, "token-life"), Some("3600"));
+    let first = content(&keys).note_life(HOUR).unwrap().unwrap();
+    assert_eq!(changed(&first, "token-life"), Some("3600"));
+
+    let now = from_unix_seconds(1_000_000).unwrap();
+    let promote = Step::Promote {
+        next: SigningKey::from_pem(&next).unwrap().kid().to_owned(),
+        life: HOUR,
+    };
+    for (content, until) in [
+        (content(&keys), "1003600"),
+        (noted("60"), "1003600"),
+        (noted("86400"), "1086400"),
+    ] {
+        let change = content.step(&promote, now).unwrap().unwrap();
+        assert_eq!(changed(&change, "previous-until"), Some(until));
+        assert_eq!(changed(&change, "token-life"), Some("3600"));
+    }
+
+    let rotated = content(&[
+        ("private.pem", next.as_bytes()),
+        ("previous-private.pem", old.as_bytes()),
+        ("previous-until", b"1086400"),
+    ]);
+    let until = rotated.signing().unwrap().previous_until();
+    assert_eq!(until, from_unix_seconds(1_086_400));
+    let gone = Step::Drop {
+        kind: KeyKind::SigningKey,
+        previous: SigningKey::from_pem(&old).unwrap().kid().to_owned(),
+    };
+    let change = rotated.step(&gone, now).unwrap().unwrap();
+    assert_eq!(changed(&change, "previous-private.pem"), None);
+    assert_eq!(changed(&change, "previous-until"), None);
+
+    let malformed = content(&[keys[0], ("previous-until", b"soon")]);
+    let told = report(&malformed.signing().unwrap_err());
+    assert!(told.contains("key previous-until of Secret here/it"), "{told}");
+    assert!(told.contains("number of seconds"), "{told}");
 }
 
 #[test]

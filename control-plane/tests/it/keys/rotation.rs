@@ -64,7 +64,8 @@ impl Replica {
             store: store.clone(),
             keyring: self.keyring.clone(),
             backend: Arc::clone(backend) as Arc<dyn Backend>,
-            token_life: Duration::from_secs(1),
+            token_life: Some(Duration::from_secs(1)),
+            clock: Clock::system(),
             waits: Waits::of(Duration::from_secs(1)),
         };
         let shutdown = self.shutdown.clone();

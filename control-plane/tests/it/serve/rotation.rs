@@ -228,6 +228,34 @@ async fn tokens_outlive_a_rotation_of_the_signing_key() {
     assert!(scene.jwks().await.find(&first).is_none());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_lived_longer_before_a_restart_outlive_a_rotation_too() {
+    let (scene, mut program) = Scene::start("serve-rotate-shorter", "25s").await;
+    let session = scene.running().await;
+    let before = works(&session.exchange(scene.endpoint).await).await;
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.wait().await.code(), Some(0));
+    let mut program = start(&scene.site, "2s");
+    let endpoint = program.listening("endpoint").await;
+    let now = works(&session.exchange(endpoint).await).await;
+    assert_eq!(kid(&now), kid(&before));
+
+    let (code, log) = scene.rotate("signing-key").await;
+    assert_eq!(code, Some(0), "{log}");
+
+    let secret = "ambient-cp-signing-key";
+    until("the next key is in use", || async {
+        scene.has(secret, "previous-private.pem").await
+    })
+    .await;
+    until("the old key is gone", || async {
+        !scene.has(secret, "previous-private.pem").await
+    })
+    .await;
+    assert!(before.is_expired(Clock::system().now()));
+    assert!(!scene.has(secret, "previous-until").await);
+}
+
 fn kid(token: &Token) -> String {
     decode_header(token.expose()).unwrap().kid.unwrap()
 }

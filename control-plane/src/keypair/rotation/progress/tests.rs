@@ -36,6 +36,7 @@ fn settled() -> Sight {
             },
         },
         runs: Runs::default(),
+        longer_tokens: false,
     }
 }
 
@@ -64,8 +65,8 @@ fn the_next_signing_key_is_used_once_it_was_published_for_a_while() {
     let published = sight(|it| it.keys.signing.next = Some("second".to_owned()));
     assert_eq!(progress.decide(&published, start), []);
     assert_eq!(progress.decide(&published, start + secs(119)), []);
-    let next = "second".to_owned();
-    let promote = vec![Step::Promote { next }];
+    let (next, life) = ("second".to_owned(), LIFE);
+    let promote = vec![Step::Promote { next, life }];
     assert_eq!(progress.decide(&published, start + secs(120)), promote);
     // What could not be done is tried again.
     assert_eq!(progress.decide(&published, start + secs(123)), promote);
@@ -115,6 +116,24 @@ fn the_old_signing_key_is_published_until_its_last_token_has_expired() {
         progress.decide(&old, start + last),
         dropped(KeyKind::SigningKey, &"first")
     );
+}
+
+#[test]
+fn the_old_signing_key_stays_while_longer_tokens_of_before_are_valid() {
+    let (mut progress, start) = (progress(), Instant::now());
+    let old = |longer_tokens| {
+        sight(|it| {
+            it.keys.signing.previous = Some("zeroth".to_owned());
+            it.longer_tokens = longer_tokens;
+        })
+    };
+    assert_eq!(progress.decide(&old(true), start), []);
+    assert_eq!(progress.decide(&old(true), start + secs(36_000)), []);
+    let gone = dropped(KeyKind::SigningKey, &"zeroth");
+    assert_eq!(progress.decide(&old(false), start + secs(36_003)), gone);
+    // It does not begin to wait only then, nor does it wait less.
+    let mut progress = self::progress();
+    assert_eq!(progress.decide(&old(false), start), []);
 }
 
 #[test]
