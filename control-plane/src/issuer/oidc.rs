@@ -4,7 +4,7 @@
 //! calls ([`OidcIssuer::subscribe`]). One task asks the provider, one request at a time, and renews
 //! at about half of the token's life; askers only read what it has, or wait for its next answer. So
 //! a hundred of them make one request, and one that goes away cuts off nobody's. While the provider
-//! is down the last token is handed out until it expires.
+//! is down or hangs the last token is handed out until it expires.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +39,9 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait of one asker: shorter than the 10 s that clients of the token endpoint wait
 /// (contract section 1), so that they are told what is wrong.
 const ISSUE_LIMIT: Duration = Duration::from_secs(8);
+
+/// Longest wait of one asker for a token with more life than that of the one at hand.
+const BETTER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Shortest wait between two renewals.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -109,8 +112,8 @@ impl Held {
 enum Choice {
     Take(Token),
     Fail(Failure),
-    /// Wait until so many requests have ended.
-    Wait(u64),
+    /// Wait until so many requests have ended, but not longer than this.
+    Wait(u64, Duration),
 }
 
 impl OidcIssuer {
@@ -261,10 +264,10 @@ impl OidcIssuer {
         let failure = match choice {
             Choice::Take(token) => return Ok(token),
             Choice::Fail(failure) => Some(failure),
-            Choice::Wait(wanted) => {
+            Choice::Wait(wanted, longest) => {
                 self.state.send_if_modified(|state| state.want(wanted));
                 let answered = state.wait_for(|state| state.ended >= wanted);
-                match timeout(ISSUE_LIMIT, answered).await {
+                match timeout(longest, answered).await {
                     Ok(Ok(state)) => state.failure.clone(),
                     // The sender lives in self: only the time can have run out.
                     Ok(Err(_)) | Err(_) => None,
@@ -292,18 +295,20 @@ impl OidcIssuer {
 
 impl State {
     fn choose(&self, min_life: Duration, now: SystemTime) -> Choice {
-        let down = !self.asking && self.failure.is_some();
+        let next = self.ended + 1;
         if let Some((held, token)) = self.valid(now) {
             let enough = token.life_left(now).is_none_or(|left| left >= min_life);
             // As much as the provider can give: it may hand out the same token for a while.
             let young = held.since.elapsed() < (held.life.unwrap_or_default() / 10).max(MIN_PAUSE);
-            if enough || young || down {
+            // One that is down, or hangs, may be so for long.
+            if enough || young || self.failure.is_some() {
                 return Choice::Take(token);
             }
+            return Choice::Wait(next, BETTER_LIMIT);
         }
         match &self.failure {
-            Some(failure) if down => Choice::Fail(failure.clone()),
-            _ => Choice::Wait(self.ended + 1),
+            Some(failure) if !self.asking => Choice::Fail(failure.clone()),
+            _ => Choice::Wait(next, ISSUE_LIMIT),
         }
     }
 

@@ -269,6 +269,29 @@ async fn a_provider_that_hangs_is_given_up() {
 }
 
 #[tokio::test]
+async fn while_a_provider_hangs_a_token_that_is_valid_is_given_soon() {
+    let scene = scene(Duration::from_secs(900), Answer::Token).await;
+    let first = scene.issue(Duration::ZERO).await.unwrap();
+    scene.idp.answer(Answer::Hang);
+    tokio::time::pause();
+    // It is not young any more, and is not due to be renewed yet.
+    tokio::time::advance(Duration::from_secs(120)).await;
+    let more = Duration::from_secs(5000);
+    let began = tokio::time::Instant::now();
+    let given = scene.issue(more).await.unwrap();
+    assert!(given.same_secret(&first));
+    assert!(began.elapsed() < Duration::from_secs(2));
+
+    // Once it was given up, and is asked again, nobody waits at all.
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let given = scene.issue(more).now_or_never();
+        let is_over = began.elapsed() > Duration::from_secs(11);
+        assert!(given.is_some() || !is_over, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn the_providers_time_is_measured_by_result() {
     let page = MetricsPage::default();
     let _recorder = metrics::set_default_local_recorder(&page);
