@@ -28,6 +28,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    authority::Authority,
     backend::{Backend, Observer},
     cluster::Fence,
     issuer::Issuer,
@@ -65,6 +66,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub struct ControllerSettings {
     /// What sessions' runs have in common.
     pub desired: DesiredSettings,
+    /// CA certificates that runners trust for the token endpoint, from a file; before those that
+    /// `desired` names.
+    pub authority: Option<Arc<Authority>>,
     /// The refresh of tokens.
     pub refresh: RefreshSettings,
     /// Time between two complete lists while the watch is healthy.
@@ -85,6 +89,7 @@ impl Default for ControllerSettings {
     fn default() -> Self {
         Self {
             desired: DesiredSettings::default(),
+            authority: None,
             refresh: RefreshSettings::default(),
             resync: Duration::from_mins(5),
             provision_workers: 16,
@@ -274,6 +279,7 @@ impl Controller {
             issuer: Arc::clone(&self.issuer),
             keys: self.keys.clone(),
             desired: self.settings.desired.clone(),
+            authority: self.settings.authority.clone(),
             due: Arc::clone(&self.due),
             min_life: {
                 let (issuer, lag) = (Arc::clone(&self.issuer), backend.lag());

@@ -6,6 +6,7 @@
 //! issuer → endpoint (pull); issuer → refresh → backend (push)
 //! ```
 
+pub mod authority;
 pub mod backend;
 pub mod check;
 pub mod cluster;

@@ -37,7 +37,8 @@ pub const CERTIFICATE_EXPIRY: &str =
 /// Gauge: when the token port's certificate in use was loaded, in Unix seconds.
 pub const CERTIFICATE_LOADED: &str =
     "ambient_control_plane_token_endpoint_certificate_loaded_timestamp_seconds";
-/// Counter, label `result` (`ok`, `failed`): changes of the token port's certificate files.
+/// Counter, label `result` (`ok`, `failed`): changes of the token port's certificate files, and of
+/// the CA certificates that sessions are given for it.
 pub const CERTIFICATE_RELOADS: &str =
     "ambient_control_plane_token_endpoint_certificate_reloads_total";
 /// Counter, label `result` (`found`, `missing`, `failed`): sessions that the cache did not know

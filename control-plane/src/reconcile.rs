@@ -4,13 +4,14 @@
 //! next step that follows from both, and says whether it is done; running it again changes nothing.
 //! Nothing that a handler decides outlives its run.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use ambient_shared::{clock::Clock, exit, phase::Phase, session::SessionId};
 use metrics::{counter, histogram};
 use tracing::{Instrument as _, debug, field::Empty, info, info_span, warn};
 
 use crate::{
+    authority::Authority,
     backend::{Backend, BackendError, Credentials, RunStatus},
     issuer::{IssueError, Issuer, Subject},
     keypair::Keyring,
@@ -34,6 +35,7 @@ pub(crate) struct Reconciler {
     pub(crate) issuer: Arc<dyn Issuer>,
     pub(crate) keys: Keyring,
     pub(crate) desired: DesiredSettings,
+    pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) due: Arc<Due>,
     /// How much life a new session's token must have.
     pub(crate) min_life: Arc<dyn Fn() -> Duration + Send + Sync>,
@@ -130,8 +132,9 @@ impl Reconciler {
                 self.backend.remove(id).await?;
             }
         }
+        let desired = self.desired_settings().await;
         let keys = self.keys.current();
-        let run = match desired_run(&session, &[], &self.desired, keys.public()) {
+        let run = match desired_run(&session, &[], &desired, keys.public()) {
             Ok(run) => run,
             Err(reason) => {
                 return self.fail(&session, reason.reason, &reason.message).await;
@@ -183,6 +186,16 @@ impl Reconciler {
                 self.tell_why_not_started(&session, &error).await;
                 Err(error)
             }
+        }
+    }
+
+    async fn desired_settings(&self) -> Cow<'_, DesiredSettings> {
+        match &self.authority {
+            None => Cow::Borrowed(&self.desired),
+            Some(authority) => Cow::Owned(DesiredSettings {
+                token_ca: Some(authority.now().await.to_string()),
+                ..self.desired.clone()
+            }),
         }
     }
 

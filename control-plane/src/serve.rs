@@ -239,6 +239,7 @@ impl ControlPlane {
             keys.clone(),
             ControllerSettings {
                 desired: desired(&settings),
+                authority: settings.token_ca,
                 refresh: RefreshSettings {
                     interval: settings.refresh,
                     ..RefreshSettings::default()
@@ -406,7 +407,7 @@ fn minted(keys: &Keyring, life: Duration, clock: &Clock) -> MintedIssuer {
 fn desired(settings: &ServeSettings) -> DesiredSettings {
     DesiredSettings {
         token_url: settings.token_url.to_string(),
-        token_ca: settings.token_ca.clone(),
+        token_ca: None,
         api_rest_url: settings.kubernetes.upstream.clone(),
         api_grpc_url: settings.grpc_address.clone(),
         grpc_tls: settings.grpc_tls,

@@ -67,7 +67,7 @@ impl TrialSettings {
         Self {
             check: CheckSettings::from(settings),
             token_url: settings.token_url.clone(),
-            token_ca: settings.token_ca.clone(),
+            token_ca: settings.token_ca.as_ref().map(|it| it.pem().to_string()),
             project,
         }
     }

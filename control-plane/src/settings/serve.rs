@@ -1,9 +1,9 @@
 //! Settings of the control plane on Kubernetes (contract section 6).
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, sync::Arc};
 
 use ambient_shared::{
-    client::{GrpcAddress, parse_certificates},
+    client::GrpcAddress,
     exchange::parse_endpoint,
     exit,
     settings::parse_flag,
@@ -22,6 +22,7 @@ use super::{
     },
 };
 use crate::{
+    authority::Authority,
     backend::kubernetes::{
         objects::check_overlay,
         settings::{
@@ -61,8 +62,8 @@ pub struct ServeSettings {
     pub token_tls: Option<TlsSettings>,
     /// What sessions are told of it.
     pub token_url: Url,
-    /// CA certificates that runners are to trust for that, PEM.
-    pub token_ca: Option<String>,
+    /// CA certificates that runners are to trust for that.
+    pub token_ca: Option<Arc<Authority>>,
     /// Where metrics and health are served.
     pub admin_listen: SocketAddr,
     /// How the cluster is reached.
@@ -112,10 +113,6 @@ impl From<&ServeSettings> for CheckSettings {
 /// Longest pod template that is read, in bytes: an object of Kubernetes is no larger (etcd's
 /// request limit).
 const MAX_TEMPLATE: u64 = 1536 * 1024;
-
-/// Longest file of CA certificates that runners are passed, in bytes: the system passes a program
-/// no longer variable (`MAX_ARG_STRLEN`, 128 KiB), and some thirty fit.
-const MAX_CERTIFICATES: u64 = 64 * 1024;
 
 const TLS_CERT: &str = "CP_TOKEN_TLS_CERT_FILE";
 const TLS_KEY: &str = "CP_TOKEN_TLS_KEY_FILE";
@@ -200,7 +197,7 @@ pub(super) fn check(
     let token_ca = from
         .cp_token_ca_file
         .as_deref()
-        .and_then(|path| faults.check("CP_TOKEN_CA_FILE", read_certificates(path)));
+        .and_then(|path| faults.check("CP_TOKEN_CA_FILE", Authority::open(path)));
     let max_resources = parse_quantities(&from.ambient_max_resources);
     let max_resources = faults.check("AMBIENT_MAX_RESOURCES", max_resources);
     Some(ServeSettings {
@@ -224,7 +221,7 @@ pub(super) fn check(
         refresh,
         token_listen,
         token_tls,
-        token_ca,
+        token_ca: token_ca.map(Arc::new),
         kubernetes,
         agent_command,
         lease: lease.unwrap_or_default(),
@@ -481,28 +478,21 @@ fn url(faults: &mut Faults, name: &str, text: &str) -> Option<Url> {
     faults.check(name, parse_endpoint(text))
 }
 
-/// CA certificates, as they are passed on to runners.
-fn read_certificates(path: &Path) -> Result<String, String> {
-    let text = read_text(path, MAX_CERTIFICATES)?;
-    parse_certificates(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(text)
-}
-
 /// The operator's overlay of the pod template.
 fn read_template(path: &Path) -> Result<Box<PodTemplateSpec>, String> {
     let place = path.display();
-    let text = read_text(path, MAX_TEMPLATE)?;
+    let text = read_text(path)?;
     let template = serde_saphyr::from_str(&text)
         .map_err(|error| format!("{place} is no pod template: {error}"))?;
     check_overlay(&template).map_err(|error| format!("{place}: {error}"))?;
     Ok(Box::new(template))
 }
 
-fn read_text(path: &Path, most: u64) -> Result<String, String> {
+fn read_text(path: &Path) -> Result<String, String> {
     let place = path.display();
     let size = fs::metadata(path).map_err(|error| format!("cannot read {place}: {error}"))?;
-    if size.len() > most {
-        return Err(format!("{place} is larger than {most} bytes"));
+    if size.len() > MAX_TEMPLATE {
+        return Err(format!("{place} is larger than {MAX_TEMPLATE} bytes"));
     }
     fs::read_to_string(path).map_err(|error| format!("cannot read {place}: {error}"))
 }

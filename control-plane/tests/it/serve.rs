@@ -18,6 +18,7 @@ use crate::{
     real_api::{RealApi, SERVICE},
 };
 
+mod authority;
 mod deleted;
 mod rotation;
 mod telemetry;

@@ -67,7 +67,7 @@ pub(in crate::settings) struct Serve {
     #[arg(long, env = "CP_TOKEN_TLS_KEY_FILE", value_name = "FILE")]
     pub(in crate::settings) cp_token_tls_key_file: Option<PathBuf>,
     /// PEM file with CA certificates that runners are to trust for `CP_TOKEN_URL`, beside those
-    /// that they trust already.
+    /// that they trust already; read again for each session that starts.
     #[arg(long, env = "CP_TOKEN_CA_FILE", value_name = "FILE")]
     pub(in crate::settings) cp_token_ca_file: Option<PathBuf>,
     /// That address as session pods reach it [default:

@@ -144,7 +144,8 @@ fn an_authority_for_runners_is_passed_on_as_it_is() {
     let path = folder.path().join("tls.crt");
     let arguments = ["--cp-token-ca-file", path.to_str().unwrap()];
     let settings = serve(&arguments, &CREDENTIALS).unwrap();
-    assert_eq!(settings.token_ca, Some(fs::read_to_string(&path).unwrap()));
+    let given = settings.token_ca.unwrap().pem();
+    assert_eq!(*given, *fs::read_to_string(&path).unwrap());
 
     let key = folder.path().join("tls.key");
     for (file, fault) in [
