@@ -145,17 +145,17 @@ struct Reconciler {
 
 impl Reconciler {
     async fn run(&self, id: &ProjectId) -> Result<(), ProjectError> {
+        let mut counted = Counted { result: "failed" };
         let done = match self.is_there(id).await {
             Ok(true) => self.restore(id).await,
             Ok(false) => self.remove(id).await,
             Err(error) => Err(error.into()),
         };
-        let result = match &done {
+        counted.result = match &done {
             Ok(()) => "ok",
             Err(ProjectError::Backend(BackendError::Impossible { .. })) => "impossible",
             Err(_) => "failed",
         };
-        counter!(PROJECT_RECONCILES, "result" => result).increment(1);
         match done {
             // Trying again soon cannot help; the resync will.
             Err(ProjectError::Backend(BackendError::Impossible { reason, message })) => {
@@ -245,6 +245,17 @@ impl Reconciler {
         }
         self.catalog.removed(id);
         Ok(())
+    }
+}
+
+/// Counts a look when it ends, in whatever way: also by being dropped at its limit, or by a panic.
+struct Counted {
+    result: &'static str,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        counter!(PROJECT_RECONCILES, "result" => self.result).increment(1);
     }
 }
 

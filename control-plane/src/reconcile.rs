@@ -8,7 +8,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use ambient_shared::{clock::Clock, exit, phase::Phase, session::SessionId};
 use metrics::{counter, histogram};
-use tracing::{Instrument as _, debug, field::Empty, info, info_span, warn};
+use tokio::time::Instant;
+use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
 
 use crate::{
     authority::Authority,
@@ -40,6 +41,27 @@ pub(crate) struct Reconciler {
     /// How much life a new session's token must have.
     pub(crate) min_life: Arc<dyn Fn() -> Duration + Send + Sync>,
     pub(crate) clock: Clock,
+}
+
+/// Counts a run of a handler when it ends, in whatever way: also by being dropped at its limit, or
+/// by a panic.
+struct Counted {
+    handler: Handler,
+    span: Span,
+    began: Instant,
+    result: &'static str,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let (handler, result) = (self.handler.as_str(), self.result);
+        self.span.record("result", result);
+        if result != "ok" {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        counter!(HANDLER_RUNS, "handler" => handler, "result" => result).increment(1);
+        histogram!(HANDLER_SECONDS, "handler" => handler).record(self.began.elapsed());
+    }
 }
 
 /// Why a handler is not done. All of these are tried again.
@@ -75,7 +97,12 @@ impl Reconciler {
             result = Empty,
             otel.status_code = Empty
         );
-        let started = tokio::time::Instant::now();
+        let mut counted = Counted {
+            handler,
+            span: span.clone(),
+            began: Instant::now(),
+            result: "failed",
+        };
         let done = async {
             match handler {
                 Handler::Provision => self.provision(id).await,
@@ -85,15 +112,10 @@ impl Reconciler {
                 Handler::CleanUp => self.clean_up(id).await,
             }
         };
-        let done = done.instrument(span.clone()).await;
-        let result = if done.is_ok() { "ok" } else { "failed" };
-        span.record("result", result);
-        if done.is_err() {
-            span.record("otel.status_code", "ERROR");
+        let done = done.instrument(span).await;
+        if done.is_ok() {
+            counted.result = "ok";
         }
-        counter!(HANDLER_RUNS, "handler" => handler.as_str(), "result" => result).increment(1);
-        histogram!(HANDLER_SECONDS, "handler" => handler.as_str())
-            .record(started.elapsed().as_secs_f64());
         done
     }
 

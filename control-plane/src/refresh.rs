@@ -21,7 +21,7 @@ use ambient_shared::{
 use metrics::{counter, gauge, histogram};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, debug_span, field::Empty, info_span, warn};
+use tracing::{Instrument as _, Span, debug, debug_span, field::Empty, info_span, warn};
 
 use crate::{
     backend::{Backend, BackendError, Credentials},
@@ -220,21 +220,14 @@ impl Refresh {
             result = Empty,
             otel.status_code = Empty
         );
-        let replaced = self.try_replace(id).instrument(span.clone()).await;
-        let result = match &replaced {
-            Ok(Settled::Written) => "written",
-            Ok(Settled::Skipped) => "skipped",
-            Err(_) => "failed",
+        let mut counted = Counted {
+            refresh: self,
+            id,
+            span: span.clone(),
+            settled: None,
         };
-        span.record("result", result);
-        if replaced.is_err() {
-            span.record("otel.status_code", "ERROR");
-        }
-        counter!(REFRESHES, "result" => result).increment(1);
-        if let Some(lag) = self.tick().settle(id, replaced.as_ref().ok().copied()) {
-            histogram!(REFRESH_LAG).record(lag);
-        }
-        replaced.map(|_| ())
+        counted.settled = Some(self.try_replace(id).instrument(span).await?);
+        Ok(())
     }
 
     async fn try_replace(&self, id: &SessionId) -> Result<Settled, RefreshError> {
@@ -323,5 +316,32 @@ impl Refresh {
 
     fn tick(&self) -> MutexGuard<'_, Tick> {
         self.tick.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a try to replace a token when it ends, in whatever way: also by being dropped at its
+/// limit, or by a panic.
+struct Counted<'a> {
+    refresh: &'a Refresh,
+    id: &'a SessionId,
+    span: Span,
+    settled: Option<Settled>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let result = match self.settled {
+            Some(Settled::Written) => "written",
+            Some(Settled::Skipped) => "skipped",
+            None => "failed",
+        };
+        self.span.record("result", result);
+        if self.settled.is_none() {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        counter!(REFRESHES, "result" => result).increment(1);
+        if let Some(lag) = self.refresh.tick().settle(self.id, self.settled) {
+            histogram!(REFRESH_LAG).record(lag);
+        }
     }
 }

@@ -4,10 +4,10 @@
 //! at most half of them for one group; what it says decides whether the entry is forgotten or
 //! retried.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+use std::{fmt::Debug, hash::Hash, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use ambient_shared::{exit, session::SessionId};
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -26,6 +26,9 @@ pub(crate) const WARN_FROM: u32 = 3;
 pub(crate) trait WorkKey: Clone + Eq + Hash + Send + Sync + 'static {
     /// Logs that work on it failed, without naming what no log may name.
     fn log_failure(&self, handler: &dyn Debug, failed: Failed, reason: &str);
+
+    /// Logs that work on it panicked.
+    fn log_panic(&self, handler: &dyn Debug);
 }
 
 /// A task that runs one share of the work.
@@ -71,7 +74,7 @@ where
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         // The lease was dropped on the way, so the entry is retried.
-        error!(%error, "a handler panicked");
+        error!(%error, "a worker panicked");
     }
 }
 
@@ -82,13 +85,19 @@ where
     K: WorkKey,
 {
     let (handler, key) = (lease.handler(), lease.key().clone());
-    let done = tokio::time::timeout(time_limit, run(handler, key.clone())).await;
+    // Nothing of a run outlives it.
+    let running = AssertUnwindSafe(run(handler, key.clone())).catch_unwind();
+    let done = tokio::time::timeout(time_limit, running).await;
     let reason = match done {
-        Ok(Ok(())) => {
+        Ok(Ok(Ok(()))) => {
             lease.succeed();
             return;
         }
-        Ok(Err(error)) => exit::report(&error),
+        Ok(Ok(Err(error))) => exit::report(&error),
+        Ok(Err(_)) => {
+            key.log_panic(&handler);
+            "it panicked".to_owned()
+        }
         Err(_) => format!("not done within {time_limit:?}"),
     };
     if let Some(failed) = lease.fail() {
@@ -107,6 +116,10 @@ impl WorkKey for SessionId {
         } else {
             debug!(%session, ?handler, failures, retry_in_s, %reason, "work on a session failed");
         }
+    }
+
+    fn log_panic(&self, handler: &dyn Debug) {
+        error!(session = %self.hash(), ?handler, "work on a session panicked");
     }
 }
 

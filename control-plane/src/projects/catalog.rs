@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     queue::{Failed, Group, GroupOf, WorkQueue},
@@ -41,6 +41,10 @@ impl WorkKey for ProjectId {
         } else {
             debug!(project = %self, failures, retry_in_s, reason, "work on a project failed");
         }
+    }
+
+    fn log_panic(&self, _: &dyn Debug) {
+        error!(project = %self, "work on a project panicked");
     }
 }
 

@@ -5,8 +5,11 @@ use std::{
     time::Duration,
 };
 
-use ambient_control_plane::refresh::Interval;
-use ambient_shared::clock::Clock;
+use ambient_control_plane::{
+    metrics::{HANDLER_RUNS, REFRESHES},
+    refresh::Interval,
+};
+use ambient_shared::{clock::Clock, telemetry::MetricsPage};
 
 use crate::scene::{Call, FakeApi, Plan, Scene, count, id};
 
@@ -289,6 +292,42 @@ async fn new_sessions_and_upkeep_do_not_wait_for_each_other() {
         .await;
     scene.backend.open_gate();
     scene.stop().await;
+}
+
+#[tokio::test]
+async fn work_that_hangs_is_counted_as_failed() {
+    let page = MetricsPage::default();
+    let _recorder = metrics::set_default_local_recorder(&page);
+    let scene = Scene::start(one_tick(), |api, backend| {
+        backend.close_gate();
+        api.create("session-starting", |_| {});
+        api.create_in("session-running", "Running");
+        backend.runs("session-running", 0);
+        backend.has_token("session-running", secs(3599), secs(1));
+        backend.hang_writes("session-running");
+    })
+    .await;
+    let write = Call::Write(id("session-running"));
+    scene
+        .until("both hang", |scene| {
+            let creating = scene.api.phase("session-starting").as_deref() == Some("Creating");
+            creating && scene.backend.tries(&write) == 1
+        })
+        .await;
+    let failed = [
+        format!("{HANDLER_RUNS}{{handler=\"provision\",result=\"failed\"}} "),
+        format!("{REFRESHES}{{result=\"failed\"}} "),
+    ];
+    let told = |line: &String| page.render().contains(line);
+    assert!(!failed.iter().any(told), "{}", page.render());
+
+    // More than the time that each may take.
+    tokio::time::pause();
+    tokio::time::sleep(secs(130)).await;
+    tokio::time::resume();
+
+    assert!(failed.iter().all(told), "{}", page.render());
+    scene.backend.open_gate();
 }
 
 #[tokio::test]

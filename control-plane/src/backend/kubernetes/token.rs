@@ -1,6 +1,10 @@
 //! Replacing a session's token.
 
+use std::time::Duration;
+
 use ambient_shared::{exit, session::SessionId};
+use humantime::format_duration;
+use tokio::time::timeout;
 
 use super::{
     Inner,
@@ -9,6 +13,10 @@ use super::{
     seen::Entry,
 };
 use crate::backend::{BackendError, Credentials};
+
+/// Longest time for one write. The refresh gives a token 30 s, its issue included, and what it cuts
+/// off itself nobody is told of.
+const WRITE_LIMIT: Duration = Duration::from_secs(20);
 
 impl Inner {
     /// With one request, whether the Secret is there, was edited, or is gone. Owner and namespace
@@ -25,9 +33,13 @@ impl Inner {
             return Err(BackendError::NotFound);
         };
         let client = &self.clients.refresh;
-        let written = self
-            .apply_secret(client, &session, owner, credentials, REFRESH_MANAGER)
-            .await;
+        let written = self.apply_secret(client, &session, owner, credentials, REFRESH_MANAGER);
+        let written = timeout(WRITE_LIMIT, written).await.unwrap_or_else(|_| {
+            Err(BackendError::Failed {
+                action: "write the token of a session",
+                source: format!("no answer within {}", format_duration(WRITE_LIMIT)).into(),
+            })
+        });
         self.tell_refresh(&session, &entry, written.as_ref().err());
         written
     }

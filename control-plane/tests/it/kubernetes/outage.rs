@@ -87,3 +87,44 @@ async fn what_happens_while_a_watch_is_open_and_dead_is_seen_when_it_should_have
     assert!(took < Duration::from_secs(60), "{took:?}");
     work.stop().await;
 }
+
+#[tokio::test]
+async fn a_write_of_a_token_that_hangs_is_given_up_in_time_and_told() {
+    let cluster = shared();
+    let proxy = KubeProxy::start(cluster).await;
+    let access = Access {
+        kubeconfig: proxy.kubeconfig(cluster, CONTROL_PLANE),
+        times: WatchTimes::default(),
+    };
+    let work = Work::start(access, settings("hanging"), &Sessions::default()).await;
+    let session = run("hanging-session", "hanging-team");
+    work.started(&session).await;
+    let is_write = |call: &Call| {
+        let asked = asked(call);
+        (asked.verb, asked.resource.as_str()) == ("patch", "secrets")
+    };
+    let _hang = proxy.inject(usize::MAX, is_write, Fault::Hang);
+
+    // What hangs takes no part in the time that passes.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let next = credentials(&session.id, 1800);
+    let written = work.backend.write_token(&session.id, &next).await;
+    let took = began.elapsed();
+    tokio::time::resume();
+
+    assert!(
+        matches!(written, Err(BackendError::Failed { .. })),
+        "{written:?}"
+    );
+    // The refresh would have cut it off by then, and nobody would be told.
+    assert!(took < Duration::from_secs(22), "{took:?}");
+    let events = "/apis/events.k8s.io/v1/namespaces/hanging-team/events";
+    let is_told = || {
+        let events = cluster.get(events).unwrap();
+        let events = events["items"].as_array().unwrap().iter();
+        events.into_iter().any(|it| it["reason"] == "TokenRefreshFailed")
+    };
+    work.until("it is told", is_told).await;
+    work.stop().await;
+}

@@ -52,6 +52,7 @@ struct State {
     /// How many more starts of a session fail.
     failing_starts: HashMap<SessionId, usize>,
     failing_writes: HashMap<SessionId, usize>,
+    hanging_writes: HashSet<SessionId>,
     impossible: HashSet<SessionId>,
     runs_begin_later: bool,
     /// Runs that another replica has made, by their generation, and that do not show yet.
@@ -125,6 +126,11 @@ impl Recording {
     /// The next writes of this session's token fail.
     pub fn fail_writes(&self, session: &str, times: usize) {
         self.state().failing_writes.insert(id(session), times);
+    }
+
+    /// Writes of this session's token hang.
+    pub fn hang_writes(&self, session: &str) {
+        self.state().hanging_writes.insert(id(session));
     }
 
     /// This session can never be started.
@@ -367,6 +373,9 @@ impl Backend for Recording {
     ) -> BoxFuture<'a, Result<(), BackendError>> {
         let mut state = self.state();
         state.tries.push(Call::Write(id.clone()));
+        if state.hanging_writes.contains(id) {
+            return Box::pin(std::future::pending());
+        }
         let written = if fails(&mut state.failing_writes, id) {
             Err(failed("write the token of a session"))
         } else {
