@@ -11,16 +11,19 @@ use ambient_shared::{
     client::ClientError,
     clock::{Clock, from_unix_seconds, unix_seconds},
     session::SessionId,
+    telemetry,
     token::MAX_LENGTH,
 };
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{Digest, SHA256, digest},
 };
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use jsonwebtoken::{Algorithm, TokenData, Validation, decode, decode_header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use self::{
     access::{Caller, Who},
@@ -136,6 +139,21 @@ impl Auth {
             metrics::sign_in_refused();
         }
         caller
+    }
+
+    /// Makes a call's span, which nobody has entered yet, a part of its caller's trace, if the caller
+    /// is signed in: by a stranger's word nothing is exported.
+    pub(crate) async fn follow(&self, span: &Span, headers: &HeaderMap) {
+        if !telemetry::is_told(span, headers) {
+            return;
+        }
+        let values = headers.get_all(AUTHORIZATION).iter();
+        // A refusal is counted when the call itself is refused.
+        if let Ok(token) = bearer(values.map(HeaderValue::as_bytes))
+            && self.caller_of(token).await.is_ok()
+        {
+            telemetry::follow(span, headers);
+        }
     }
 
     async fn caller_of(&self, token: &str) -> Result<Caller, Error> {

@@ -65,6 +65,7 @@ pub(crate) async fn serve(
     app: App,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
+    let calls = CountCalls(app.clone());
     let sessions =
         SessionServiceServer::new(SessionsGrpc(app.clone())).max_decoding_message_size(MAX_MESSAGE);
     let projects = ProjectServiceServer::new(ProjectsGrpc(app.clone()));
@@ -88,7 +89,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_LIMIT))
         .max_concurrent_streams(MAX_STREAMS)
-        .layer(CountCalls)
+        .layer(calls)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -12,15 +12,12 @@ mod sessions;
 
 use std::{io, sync::Arc, time::Instant};
 
-use ambient_shared::{
-    rest::{BASE, ErrorBody, List, SESSION_TOKENS_HEADER},
-    telemetry,
-};
+use ambient_shared::rest::{BASE, ErrorBody, List, SESSION_TOKENS_HEADER};
 use axum::{
     Router,
     body::Body,
-    extract::{FromRequestParts, MatchedPath, Request},
-    middleware::{Next, from_fn},
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    middleware::{Next, from_fn_with_state},
     response::Response,
     routing::get,
     serve::ListenerExt as _,
@@ -90,8 +87,8 @@ pub(crate) fn routes(app: App, admin: Option<Router>) -> Router {
     let api = Router::new()
         .nest(BASE, api)
         .fallback(async || Error::NoSuchPath)
-        .with_state(app)
-        .layer(from_fn(answer));
+        .with_state(app.clone())
+        .layer(from_fn_with_state(app, answer));
     let admin = admin.unwrap_or_else(|| Router::new().route("/healthz", get(async || "ok\n")));
     api.merge(admin)
 }
@@ -125,7 +122,7 @@ impl FromRequestParts<App> for Signed {
 }
 
 /// Gives each call an operation id and each error its body.
-async fn answer(request: Request, next: Next) -> Response {
+async fn answer(State(app): State<App>, request: Request, next: Next) -> Response {
     let operation_id = Uuid::now_v7().to_string();
     let method: Method = request.method().clone();
     let is_http1 = request.version() < Version::HTTP_2;
@@ -139,7 +136,7 @@ async fn answer(request: Request, next: Next) -> Response {
         path = path.as_ref().map(MatchedPath::as_str),
         status = Empty
     );
-    telemetry::follow(&span, request.headers());
+    app.auth.follow(&span, request.headers()).await;
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
     span.record("status", status.as_u16());

@@ -11,7 +11,7 @@ mod traces;
 
 pub use recorder::MetricsPage;
 #[cfg(feature = "otlp")]
-pub use traces::{LAST_EXPORT, SPANS, Traces, follow, init_logs_and_traces, tell};
+pub use traces::{LAST_EXPORT, SPANS, Traces, follow, init_logs_and_traces, is_told, tell};
 
 /// Gauge, labels `program` and `version`: always 1.
 pub const BUILD: &str = "ambient_build_info";

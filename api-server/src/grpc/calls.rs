@@ -1,45 +1,52 @@
 //! Counts and times each gRPC call, and makes it a span.
 
 use std::{
+    mem,
     task::{Context, Poll},
     time::Instant,
 };
 
-use ambient_shared::telemetry;
 use futures_util::future::BoxFuture;
 use tonic::{Code, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, debug_span, field::Empty};
 
-use crate::metrics;
+use crate::{App, metrics};
 
 /// Puts [`Counted`] around the services.
-#[derive(Debug, Clone)]
-pub(super) struct CountCalls;
+#[derive(Clone)]
+pub(super) struct CountCalls(pub(super) App);
 
 impl<S> Layer<S> for CountCalls {
     type Service = Counted<S>;
 
     fn layer(&self, services: S) -> Counted<S> {
-        Counted(services)
+        Counted {
+            services,
+            app: self.0.clone(),
+        }
     }
 }
 
 /// Services whose calls are counted.
-#[derive(Debug, Clone)]
-pub(super) struct Counted<S>(S);
+#[derive(Clone)]
+pub(super) struct Counted<S> {
+    services: S,
+    app: App,
+}
 
 impl<S, B> Service<http::Request<B>> for Counted<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>>,
-    S::Future: Send + 'static,
+    S: Service<http::Request<B>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
     type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
+        self.services.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
@@ -50,10 +57,13 @@ where
             call = name(request.uri().path()),
             code = Empty
         );
-        telemetry::follow(&span, request.headers());
-        let answer = self.0.call(request).instrument(span.clone());
+        // Those that are ready are called; a clone may not be.
+        let next = self.services.clone();
+        let mut services = mem::replace(&mut self.services, next);
+        let app = self.app.clone();
         Box::pin(async move {
-            let answer = answer.await?;
+            app.auth.follow(&span, request.headers()).await;
+            let answer = services.call(request).instrument(span.clone()).await?;
             // An error stands in the head of its answer; what a stream meets later does not.
             let code = answer.headers().get("grpc-status");
             let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));

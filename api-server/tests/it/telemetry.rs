@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ambient_shared::proto::GetSessionRequest;
-use ambient_testing::{collector::Collector, metrics::is_in_table};
+use ambient_testing::{collector::{Collector, Span}, metrics::is_in_table};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -60,6 +60,48 @@ async fn calls_are_spans_of_the_callers_trace() {
     is_in_table(&page);
     let line = "ambient_api_server_requests_total{face=\"grpc\",status=\"NotFound\"} 1";
     assert!(page.contains(line), "{page}");
+}
+
+#[tokio::test]
+async fn only_who_is_signed_in_decides_whether_a_call_is_exported() {
+    let collector = Collector::start().await;
+    let server = server(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
+    ])
+    .await;
+    let trace = |number: usize| format!("{number:032x}");
+    let parent = |number| format!("00-{}-00f067aa0ba902b7-01", trace(number));
+    for (number, token, status) in [(1, "somebody else's", 401), (2, OPERATOR, 200)] {
+        let asked = server.request(reqwest::Method::GET, token, "/sessions");
+        let asked = asked.header("traceparent", parent(number)).send();
+        assert_eq!(asked.await.unwrap().status(), status);
+    }
+    let code = tonic::Code::Unauthenticated;
+    for (number, token, code) in [
+        (3, "another-token", code),
+        (4, OPERATOR, tonic::Code::NotFound),
+    ] {
+        let mut missing = tonic::Request::new(GetSessionRequest {
+            id: "there-is-none".to_owned(),
+        });
+        let of_caller = parent(number).parse().unwrap();
+        missing.metadata_mut().insert("traceparent", of_caller);
+        let asked = server.api(token).sessions().get_session(missing).await;
+        assert_eq!(asked.unwrap_err().code(), code);
+    }
+
+    // What ends first is exported first.
+    for number in [2, 4] {
+        let is_it = |it: &Span| it.trace == trace(number);
+        collector.span("of who is signed in", is_it).await;
+    }
+    let spans = collector.spans();
+    for number in [1, 3] {
+        let of_stranger = spans.iter().find(|it| it.trace == trace(number));
+        assert!(of_stranger.is_none(), "{of_stranger:?}");
+    }
 }
 
 #[tokio::test]

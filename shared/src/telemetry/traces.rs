@@ -29,7 +29,7 @@ mod lines;
 mod settings;
 
 use collector::Collector;
-pub use context::{follow, tell};
+pub use context::{follow, is_told, tell};
 use export::{Export, Queue};
 pub use export::{LAST_EXPORT, SPANS};
 use lines::WithTraceId;

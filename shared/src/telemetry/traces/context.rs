@@ -14,9 +14,15 @@ pub fn tell(span: &Span, headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a span a child of that of which the caller told, when it is exported.
+/// Whether there is anything to [`follow`]: the caller told of a span, and this one is exported.
+pub fn is_told(span: &Span, headers: &HeaderMap) -> bool {
+    !span.is_disabled() && headers.contains_key("traceparent")
+}
+
+/// Makes a span, which nobody has entered yet, a child of that of which the caller told, when it is
+/// exported. The caller then decides whether it is: this is for callers who may.
 pub fn follow(span: &Span, headers: &HeaderMap) {
-    if !span.is_disabled() && headers.contains_key("traceparent") {
+    if is_told(span, headers) {
         let caller = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
         // An error means that nobody exports it.
         let _ = span.set_parent(caller);
