@@ -39,6 +39,8 @@ pub(super) struct Exchange {
     decryptor: Decryptor,
     limits: Option<Limits>,
     lines: Lines,
+    /// For the issuer's failures: a flood of refusals must not hide them.
+    issuer_lines: Lines,
     allow_unproven: bool,
     standing: StandingOf,
     issuer: Arc<dyn Issuer>,
@@ -105,6 +107,7 @@ impl Exchange {
             keys: parts.keys,
             limits: settings.rate_limits.then(Limits::default),
             lines: Lines::default(),
+            issuer_lines: Lines::default(),
             allow_unproven: settings.allow_unproven,
             standing: parts.standing,
             issuer: parts.issuer,
@@ -324,7 +327,7 @@ impl Exchange {
         // Half of a life: runners come back at four fifths of what they get.
         let min_life = self.issuer.life().unwrap_or(Duration::ZERO) / 2;
         self.issuer.issue(subject, min_life).await.map_err(|error| {
-            if self.lines.has_room() {
+            if self.issuer_lines.has_room() {
                 let session = subject.session.hash();
                 warn!(%session, error = %exit::report(&error), "no token for a session");
             }

@@ -42,11 +42,11 @@ pub(super) struct Limits<C: Clock = DefaultClock> {
 
 type Limiter<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// Lines about refusals in a second, and at once, whoever they are about: what many addresses
+/// Lines about refusals, and about the issuer's failures, in a second, and at once, whoever they are about: what many addresses
 /// send must not fill a disk either.
 const LINES: (NonZeroU32, NonZeroU32) = (nonzero(50), nonzero(500));
 
-/// Counts the lines about refusals.
+/// Counts lines of one kind.
 pub(super) struct Lines<C: Clock = DefaultClock>(Limiter<C>);
 
 impl Default for Lines {
