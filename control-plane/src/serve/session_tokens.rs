@@ -8,6 +8,7 @@ use ambient_shared::{
     rest::{BASE, SESSION_TOKENS_HEADER},
     retry::{Backoff, Policy},
 };
+use http::StatusCode;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,7 +25,8 @@ pub struct UnlimitedTokens {
     pub url: Url,
 }
 
-/// Asks until the API server has answered, or `shutdown`. Any answer will do, also a refusal.
+/// Asks until the API server has answered, or `shutdown`. A refusal will do, too, but not what may
+/// come from something in between, such as a gateway without its server.
 ///
 /// # Errors
 /// When the API server is none of ours.
@@ -45,20 +47,28 @@ pub(super) async fn confirm(
                 info!("the API server limits minted tokens to one session");
                 return Ok(());
             }
-            // Something in between, such as a gateway without its server.
-            Ok(answer) if answer.status().is_server_error() => {}
-            Ok(_) => return Err(UnlimitedTokens { url }),
-            Err(error) if !told => {
-                warn!(reason = %exit::report(&error), "cannot ask the API server yet whether it limits minted tokens");
+            Ok(answer) if is_of_a_server(answer.status()) => return Err(UnlimitedTokens { url }),
+            other if !told => {
+                let reason = match other {
+                    Ok(answer) => format!("it answers {}", answer.status()),
+                    Err(error) => exit::report(&error),
+                };
+                warn!(%reason, "cannot ask the API server yet whether it limits minted tokens");
                 told = true;
             }
-            Err(_) => {}
+            _ => {}
         }
         let pause = backoff.next_wait().max(Duration::from_millis(50));
         if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
             return Ok(());
         }
     }
+}
+
+/// Whether one that has sessions says this to a stranger.
+fn is_of_a_server(status: StatusCode) -> bool {
+    let is_refusal = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    status.is_success() || is_refusal
 }
 
 fn any_path(url: &Url) -> String {
@@ -70,14 +80,20 @@ fn any_path(url: &Url) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use ambient_testing::DEADLINE;
-    use axum::{Router, http::StatusCode, routing::get};
+    use axum::{Router, routing::get};
     use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 
     use super::*;
 
-    async fn server(status: StatusCode, header: bool) -> (Url, JoinSet<()>) {
+    /// Answers with these one after the other, with the last one again and again.
+    async fn server(answers: &[(StatusCode, bool)]) -> (Url, JoinSet<()>) {
+        let (left, last) = (answers.to_vec().into_iter(), answers[answers.len() - 1]);
+        let left = Arc::new(Mutex::new(left));
         let answer = move || async move {
+            let (status, header) = left.lock().unwrap().next().unwrap_or(last);
             let headers = header.then_some((SESSION_TOKENS_HEADER, "v1"));
             (status, axum::response::AppendHeaders(headers))
         };
@@ -89,33 +105,47 @@ mod tests {
         (url.parse().unwrap(), tasks)
     }
 
-    async fn confirmed(status: StatusCode, header: bool) -> Result<(), UnlimitedTokens> {
-        let (url, _server) = server(status, header).await;
+    async fn confirmed(answers: &[(StatusCode, bool)]) -> Result<(), UnlimitedTokens> {
+        ambient_shared::client::install_crypto_provider();
+        let (url, _server) = server(answers).await;
         let asked = confirm(reqwest::Client::new(), url, CancellationToken::new());
         timeout(DEADLINE, asked).await.unwrap()
     }
 
     #[tokio::test]
     async fn ours_is_known_by_its_header_also_when_it_refuses() {
-        ambient_shared::client::install_crypto_provider();
-        assert!(confirmed(StatusCode::OK, true).await.is_ok());
-        assert!(confirmed(StatusCode::UNAUTHORIZED, true).await.is_ok());
+        assert!(confirmed(&[(StatusCode::OK, true)]).await.is_ok());
+        assert!(confirmed(&[(StatusCode::UNAUTHORIZED, true)]).await.is_ok());
+        let busy = (StatusCode::SERVICE_UNAVAILABLE, true);
+        assert!(confirmed(&[busy]).await.is_ok());
     }
 
     #[tokio::test]
     async fn any_other_is_refused() {
-        ambient_shared::client::install_crypto_provider();
-        assert!(confirmed(StatusCode::OK, false).await.is_err());
-        assert!(confirmed(StatusCode::UNAUTHORIZED, false).await.is_err());
+        for status in [
+            StatusCode::OK,
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+        ] {
+            assert!(confirmed(&[(status, false)]).await.is_err(), "{status}");
+        }
     }
 
     #[tokio::test]
-    async fn one_that_is_away_is_waited_for() {
+    async fn what_a_gateway_says_while_the_server_is_away_decides_nothing() {
+        for (of_gateway, ours) in [(502, true), (404, true), (429, true), (404, false)] {
+            let of_gateway = StatusCode::from_u16(of_gateway).unwrap();
+            let answers = [(of_gateway, false), (StatusCode::UNAUTHORIZED, ours)];
+            assert_eq!(confirmed(&answers).await.is_ok(), ours, "{of_gateway}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_stays_away_is_waited_for_until_the_end() {
         ambient_shared::client::install_crypto_provider();
-        let (url, _server) = server(StatusCode::BAD_GATEWAY, false).await;
+        let (url, _server) = server(&[(StatusCode::NOT_FOUND, false)]).await;
         let shutdown = CancellationToken::new();
         let mut asked = Box::pin(confirm(reqwest::Client::new(), url, shutdown.clone()));
-        // It is not decided by a gateway's word.
         let waited = timeout(Duration::from_millis(300), &mut asked).await;
         assert!(waited.is_err());
         shutdown.cancel();
