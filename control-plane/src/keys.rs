@@ -131,7 +131,8 @@ fn what_happens_next(kind: KeyKind) -> &'static str {
         KeyKind::SessionRoot => {
             "A new session root is there. The control plane writes a new session key to the Secret \
              of each\nsession with the next refresh. The previous root is accepted until all \
-             sessions have seen theirs;\nthen the control plane takes it out."
+             sessions have seen theirs;\nthen the control plane takes it out. Where the refresh is \
+             off, that is when the last session\nthat was started before has ended."
         }
         KeyKind::SigningKey => {
             "A new signing key is published, and signs some minutes from now. The one before stays \

@@ -125,7 +125,7 @@ impl Content {
             (_, None, None) => None,
             (KeyKind::Keypair, ..) => Some("sessions that were started with the key before run on"),
             (KeyKind::SessionRoot, ..) => {
-                Some("sessions still have a key that was made from the root before")
+                Some("sessions that run have a key that was made from the root before")
             }
             (KeyKind::SigningKey, _, Some(_)) => {
                 Some("the next key is published, but not used yet")
