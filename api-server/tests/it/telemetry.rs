@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ambient_shared::proto::GetSessionRequest;
-use ambient_testing::{collector::{Collector, Span}, metrics::is_in_table};
+use ambient_testing::{
+    collector::{Collector, Span},
+    metrics::is_in_table,
+};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -3,12 +3,8 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, sync::Arc};
 
 use ambient_shared::{
-    client::GrpcAddress,
-    exchange::parse_endpoint,
-    exit,
-    settings::parse_flag,
-    telemetry::parse_level,
-    token::Token,
+    client::GrpcAddress, exchange::parse_endpoint, exit, settings::parse_flag,
+    telemetry::parse_level, token::Token,
 };
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use secrecy::ExposeSecret as _;

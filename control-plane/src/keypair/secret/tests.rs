@@ -174,7 +174,10 @@ fn until_when_an_old_signing_key_is_needed_follows_from_the_longest_life_that_it
 
     let malformed = content(&[keys[0], ("previous-until", b"soon")]);
     let told = report(&malformed.signing().unwrap_err());
-    assert!(told.contains("key previous-until of Secret here/it"), "{told}");
+    assert!(
+        told.contains("key previous-until of Secret here/it"),
+        "{told}"
+    );
     assert!(told.contains("number of seconds"), "{told}");
 }
 

@@ -123,7 +123,9 @@ async fn a_write_of_a_token_that_hangs_is_given_up_in_time_and_told() {
     let is_told = || {
         let events = cluster.get(events).unwrap();
         let events = events["items"].as_array().unwrap().iter();
-        events.into_iter().any(|it| it["reason"] == "TokenRefreshFailed")
+        events
+            .into_iter()
+            .any(|it| it["reason"] == "TokenRefreshFailed")
     };
     work.until("it is told", is_told).await;
     work.stop().await;
