@@ -80,7 +80,10 @@ fn any_path(url: &Url) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{
+        collections::VecDeque,
+        sync::{Arc, Mutex},
+    };
 
     use ambient_testing::DEADLINE;
     use axum::{Router, routing::get};
@@ -90,10 +93,10 @@ mod tests {
 
     /// Answers with these one after the other, with the last one again and again.
     async fn server(answers: &[(StatusCode, bool)]) -> (Url, JoinSet<()>) {
-        let (left, last) = (answers.to_vec().into_iter(), answers[answers.len() - 1]);
-        let left = Arc::new(Mutex::new(left));
+        let (left, last) = (answers.to_vec(), answers[answers.len() - 1]);
+        let left = Arc::new(Mutex::new(VecDeque::from(left)));
         let answer = move || async move {
-            let (status, header) = left.lock().unwrap().next().unwrap_or(last);
+            let (status, header) = left.lock().unwrap().pop_front().unwrap_or(last);
             let headers = header.then_some((SESSION_TOKENS_HEADER, "v1"));
             (status, axum::response::AppendHeaders(headers))
         };
