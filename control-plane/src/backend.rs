@@ -255,6 +255,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Errors: `StillEnding` until what runs has ended.
     fn remove<'a>(&'a self, id: &'a SessionId) -> BoxFuture<'a, Result<(), BackendError>>;
 
+    /// Nobody needs to know any more how the run of a deleted session ended. For a backend that
+    /// remembers that when nothing else is left of the session.
+    fn forget_end(&self, _: &SessionId) {}
+
     /// The session's run, as last seen.
     fn run_state(&self, id: &SessionId) -> Option<RunState>;
 

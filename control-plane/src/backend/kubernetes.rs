@@ -284,6 +284,10 @@ impl Backend for KubernetesBackend {
         Box::pin(self.inner.remove(id))
     }
 
+    fn forget_end(&self, id: &SessionId) {
+        self.inner.forget_end(id);
+    }
+
     fn run_state(&self, id: &SessionId) -> Option<RunState> {
         self.inner.seen.run_state(id)
     }

@@ -184,6 +184,7 @@ impl Due {
     /// Nothing is due, but what the leader has cleaned up need not be remembered.
     fn touch_while_others_lead(&self, backend: &dyn Backend, id: &SessionId) {
         if self.cache.is_deleted(id) {
+            backend.forget_end(id);
             if !has_anything(backend, id) {
                 self.cache.set_cleaned(id);
             }

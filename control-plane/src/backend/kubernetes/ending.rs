@@ -65,8 +65,7 @@ impl Inner {
 
     /// Removes all that there is of the session.
     pub(super) async fn remove(&self, id: &SessionId) -> Result<(), BackendError> {
-        self.seen.forget_end(id);
-        self.note_failing(id, false);
+        self.forget_end(id);
         let mut is_left = false;
         for (namespace, entry) in self.seen.everywhere(id) {
             if entry.is_gone() {
@@ -81,6 +80,12 @@ impl Inner {
             return Err(BackendError::StillEnding);
         }
         Ok(())
+    }
+
+    /// Forgets what is remembered of a session beside its objects.
+    pub(super) fn forget_end(&self, id: &SessionId) {
+        self.seen.forget_end(id);
+        self.note_failing(id, false);
     }
 
     /// The next step of a removal: first the pod, then the owner of the rest.

@@ -24,6 +24,8 @@ use crate::{
     queue::Group,
 };
 
+mod standby;
+
 const ID: &str = "01991f2e-0000-7000-8000-000000000001";
 const OTHER: &str = "01991f2e-0000-7000-8000-000000000002";
 const OWNER: &str = "account-uid";
