@@ -32,7 +32,7 @@ use crate::{
 use events::{Events, Teller, events};
 use names::SessionRef;
 use projects::Projects;
-use repair::Repair;
+use repair::{Repair, Share};
 use seen::{Entry, Seen, facts::Reader};
 use settings::{KubernetesSettings, Platform};
 use watches::Watches;
@@ -156,17 +156,8 @@ impl KubernetesBackend {
     /// Puts right what others have changed of sessions that run, until `shutdown`; then finishes
     /// what has begun. For the replica that leads.
     pub async fn repair(&self, shutdown: CancellationToken) {
-        let inner = Arc::clone(&self.inner);
-        let worker = Worker {
-            queue: inner.repairs.clone(),
-            share: (),
-            limit: repair::CONCURRENCY,
-            time_limit: repair::LIMIT,
-            run: Arc::new(move |repair, id: SessionId| {
-                let inner = Arc::clone(&inner);
-                Box::pin(async move { inner.repair(repair, &id).await })
-            }),
-        };
+        let _mending = self.inner.seen.mend();
+        let worker = repairs(&self.inner, Share::Mending);
         worker.run(shutdown).await;
     }
 }
@@ -215,6 +206,10 @@ impl KubernetesTasks {
             "runs that wait too long",
             glance(Arc::clone(&inner.seen), shutdown.clone()),
         );
+        tasks.spawn(
+            "pods that do not show any more",
+            repairs(&inner, Share::Asking).run(shutdown.clone()),
+        );
         tasks.spawn("Kubernetes Events", events.run(shutdown));
         tasks.run_until_shutdown(DRAIN).await
     }
@@ -224,6 +219,21 @@ impl KubernetesTasks {
 fn groups(project_of: &ProjectOf) -> GroupOf<SessionId> {
     let project_of = Arc::clone(project_of);
     Arc::new(move |id| project_of(id).map_or_else(Group::none, |project| Group::of(&project)))
+}
+
+/// Works on one share of what is damaged.
+fn repairs(inner: &Arc<Inner>, share: Share) -> Worker<Repair, BackendError> {
+    let inner = Arc::clone(inner);
+    Worker {
+        queue: inner.repairs.clone(),
+        share,
+        limit: repair::CONCURRENCY,
+        time_limit: repair::LIMIT,
+        run: Arc::new(move |repair, id: SessionId| {
+            let inner = Arc::clone(&inner);
+            Box::pin(async move { inner.repair(repair, &id).await })
+        }),
+    }
 }
 
 /// Looks now and then whether time alone has changed a run.

@@ -60,6 +60,8 @@ struct Work {
     /// Those of the API server, with their projects.
     sessions: Sessions,
     changes: Changes,
+    /// Cancelled when another replica leads.
+    leading: CancellationToken,
     shutdown: CancellationToken,
     running: JoinSet<()>,
 }
@@ -168,13 +170,14 @@ impl Work {
         let (backend, tasks) =
             KubernetesBackend::new(&clients, settings, projects, project_of, observer, clock);
         let shutdown = CancellationToken::new();
+        let leading = shutdown.child_token();
         let mut running = JoinSet::new();
         let run = tasks.with_watch_times(times).run(shutdown.clone());
         let backend = Arc::new(backend);
         running.spawn({
-            let (backend, shutdown) = (Arc::clone(&backend), shutdown.clone());
+            let (backend, leading) = (Arc::clone(&backend), leading.clone());
             async move {
-                let ((), ended) = tokio::join!(backend.repair(shutdown), run);
+                let ((), ended) = tokio::join!(backend.repair(leading), run);
                 ended.unwrap();
             }
         });
@@ -183,6 +186,7 @@ impl Work {
             backend,
             sessions: Sessions::default(),
             changes: Changes::default(),
+            leading,
             shutdown,
             running,
         }

@@ -1,8 +1,8 @@
 //! Puts right what somebody else changed of a session that runs.
 //!
 //! In: what [`Seen`](super::seen::Seen) found damaged. Out: patches of labels and owners of pods and
-//! `ServiceAccounts`, Services applied anew. A pod's template is never touched. Secrets are not
-//! repaired here: one that was edited or deleted is a token that is due.
+//! `ServiceAccounts`, Services applied anew, by the replica that leads. A pod's template is never
+//! touched. Secrets are not repaired here: one that was edited or deleted is a token that is due.
 
 use std::time::Duration;
 
@@ -36,7 +36,9 @@ pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// What is to be repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Repair {
-    /// Labels, annotations and owner of the pod; whether it is there at all.
+    /// A pod that does not show any more: is it there?
+    Look,
+    /// Labels, annotations and owner of the pod.
     Pod,
     /// Labels of the `ServiceAccount`.
     Account,
@@ -46,19 +48,40 @@ pub(crate) enum Repair {
     Rest,
 }
 
-impl Work for Repair {
-    type Share = ();
+/// Shares of the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Share {
+    /// What only asks: on every replica, as each tells by its pods what runs.
+    Asking,
+    /// What writes: the work of the replica that leads.
+    Mending,
+}
 
-    fn share(self) {}
+impl Work for Repair {
+    type Share = Share;
+
+    fn share(self) -> Share {
+        match self {
+            Self::Look => Share::Asking,
+            Self::Pod | Self::Account | Self::Service | Self::Rest => Share::Mending,
+        }
+    }
 }
 
 impl Repair {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 4] = [Self::Pod, Self::Account, Self::Service, Self::Rest];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Look,
+        Self::Pod,
+        Self::Account,
+        Self::Service,
+        Self::Rest,
+    ];
 
     /// The label in metrics, and what Events call it.
     fn as_str(self) -> &'static str {
         match self {
+            Self::Look => "look",
             Self::Pod => "pod",
             Self::Account => "serviceaccount",
             Self::Service => "service",
@@ -69,7 +92,7 @@ impl Repair {
     /// The kind that must have been listed, or nothing can be said of it.
     pub(super) fn needs(self) -> Option<Kind> {
         match self {
-            Self::Pod | Self::Rest => None,
+            Self::Look | Self::Pod | Self::Rest => None,
             Self::Account => Some(Kind::Account),
             Self::Service => Some(Kind::Service),
         }
@@ -94,12 +117,28 @@ impl Inner {
                 continue;
             }
             match repair {
+                Repair::Look => self.look_for_pod(&session, &entry).await?,
                 Repair::Pod => self.repair_pod(&session, &entry).await?,
                 Repair::Account => self.repair_account(&session, &entry).await?,
                 Repair::Service => self.repair_service(&session, &entry).await?,
                 Repair::Rest => self.end_rest(&session, &entry).await?,
             }
         }
+        Ok(())
+    }
+
+    async fn look_for_pod(&self, session: &SessionRef, entry: &Entry) -> Result<(), BackendError> {
+        let Some((held, _)) = entry.pod() else {
+            return Ok(());
+        };
+        let api: Api<Pod> = Api::namespaced(self.clients.upkeep.clone(), &session.namespace);
+        let name = session.pod();
+        let found = api.get_metadata_opt(&name).await;
+        let found = found.map_err(|error| backend_error("look for a session's pod", error))?;
+        let uid = &held.facts.uid;
+        let is_there = found.is_some_and(|it| it.metadata.uid.as_ref() == Some(uid));
+        self.seen
+            .looked_for(&session.namespace, &name, uid, is_there);
         Ok(())
     }
 
@@ -110,15 +149,6 @@ impl Inner {
         let api: Api<Pod> = Api::namespaced(self.clients.upkeep.clone(), &session.namespace);
         let name = session.pod();
         let uid = &held.facts.uid;
-        if held.is_doubted() {
-            let found = api.get_metadata_opt(&name).await;
-            let found = found.map_err(|error| backend_error("look for a session's pod", error))?;
-            let is_it = found.is_some_and(|it| it.metadata.uid.as_ref() == Some(uid));
-            if !is_it {
-                self.seen.gone(&session.namespace, Kind::Pod, &name);
-                return Ok(());
-            }
-        }
         let mut metadata = json!({
             "uid": uid,
             "labels": session.labels(),

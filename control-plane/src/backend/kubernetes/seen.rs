@@ -8,17 +8,20 @@
 //! [`RunStatus::Unknown`], and whoever was told so is told again once it has.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use ambient_shared::{clock::Clock, session::SessionId};
 use tokio::{sync::watch, time::timeout};
 
-use super::repair::Repair;
+use super::repair::{Repair, Share};
 use crate::{
     backend::{Observer, RunState, RunStatus, TokenTimes},
-    queue::WorkQueue,
+    queue::{Work as _, WorkQueue},
 };
 pub(crate) use state::Found;
 use state::{State, Touched};
@@ -36,6 +39,10 @@ pub type ProjectOf = Arc<dyn Fn(&SessionId) -> Option<String> + Send + Sync>;
 /// Gives the namespace of a project.
 pub(super) type NamespaceOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
+/// This replica mends what is damaged, until this is dropped.
+#[must_use]
+pub(super) struct Mending<'a>(&'a Seen);
+
 /// Everything seen.
 pub(super) struct Seen {
     state: Mutex<State>,
@@ -43,6 +50,8 @@ pub(super) struct Seen {
     namespace_of: NamespaceOf,
     observer: Observer,
     repairs: WorkQueue<Repair, SessionId>,
+    /// Whether this replica mends what it finds damaged.
+    mends: AtomicBool,
     clock: Clock,
     /// Raised with each change of which namespaces there are, and of what has been listed.
     progress: watch::Sender<u64>,
@@ -62,6 +71,7 @@ impl Seen {
             namespace_of,
             observer,
             repairs,
+            mends: AtomicBool::new(false),
             clock,
             progress: watch::Sender::new(0),
         }
@@ -293,6 +303,12 @@ impl Seen {
         self.change(|state| state.wrote(namespace, kind, sighting, now));
     }
 
+    /// The pod of this UID, which did not show any more, was looked for.
+    pub(super) fn looked_for(&self, namespace: &str, pod: &str, uid: &str, is_there: bool) {
+        let now = self.clock.now();
+        self.change(|state| state.looked_for(namespace, pod, uid, is_there, now));
+    }
+
     /// An object is gone for certain.
     pub(super) fn gone(&self, namespace: &str, kind: Kind, object: &str) {
         let now = self.clock.now();
@@ -325,6 +341,13 @@ impl Seen {
         self.change(|state| state.overdue(now));
     }
 
+    /// From now on this replica mends what is damaged: all that there is is looked at.
+    pub(super) fn mend(&self) -> Mending<'_> {
+        self.mends.store(true, Ordering::SeqCst);
+        self.change(|state| state.homes.keys().cloned().collect());
+        Mending(self)
+    }
+
     /// Changes the state, and then tells whom it is about.
     fn change(&self, change: impl FnOnce(&mut State) -> Touched) {
         let now = self.clock.now();
@@ -333,8 +356,11 @@ impl Seen {
             let touched = change(&mut state);
             state.settle(&touched, now)
         };
+        let mends = self.mends.load(Ordering::SeqCst);
         for (what, id) in &repair {
-            self.repairs.mark(*what, id);
+            if mends || what.share() != Share::Mending {
+                self.repairs.mark(*what, id);
+            }
         }
         for id in &tell {
             (self.observer)(id);
@@ -347,6 +373,13 @@ impl Seen {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Mending<'_> {
+    fn drop(&mut self) {
+        self.0.mends.store(false, Ordering::SeqCst);
+        self.0.repairs.clear(Share::Mending);
     }
 }
 

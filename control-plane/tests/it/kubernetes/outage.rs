@@ -2,7 +2,7 @@
 
 use ambient_testing::{
     cluster::ClusterOptions,
-    kube_proxy::{KubeProxy, asked},
+    kube_proxy::{KubeProxy, asked, expired},
     proxy::{Call, Fault},
 };
 
@@ -128,5 +128,35 @@ async fn a_write_of_a_token_that_hangs_is_given_up_in_time_and_told() {
             .any(|it| it["reason"] == "TokenRefreshFailed")
     };
     work.until("it is told", is_told).await;
+    work.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pod_that_goes_while_nobody_watches_is_gone_for_replicas_that_do_not_lead_too() {
+    let cluster = shared();
+    let proxy = KubeProxy::start(cluster).await;
+    let access = Access {
+        kubeconfig: proxy.kubeconfig(cluster, CONTROL_PLANE),
+        times: WatchTimes::default(),
+    };
+    let work = Work::start(access, settings("unwatched"), &Sessions::default()).await;
+    let session = run("unwatched-session", "unwatched-team");
+    work.started(&session).await;
+    bind(cluster, &session);
+    set_status(cluster, &session, running());
+    work.until_run(&session, "it runs", is_running).await;
+    work.leading.cancel();
+
+    // From now on there are lists only.
+    let is_watch = |call: &Call| {
+        let asked = asked(call);
+        asked.verb == "watch" && asked.resource == "pods" && asked.namespace == "unwatched-team"
+    };
+    let _unwatched = proxy.inject(usize::MAX, is_watch, Fault::Answer(expired()));
+    assert_eq!(proxy.end_streams(is_watch, ""), 1);
+    cluster.finish_pod(&session.project, &name(&session, "-runner"));
+
+    let is_gone = |status: &RunStatus| was_killed(status, "PodDeleted");
+    work.until_run(&session, "it is gone", is_gone).await;
     work.stop().await;
 }

@@ -209,6 +209,20 @@ impl Entry {
         }
     }
 
+    /// Whether this very pod may be gone.
+    pub(super) fn is_doubted(&self, uid: &str) -> bool {
+        let pod = self.pod.as_ref();
+        pod.is_some_and(|pod| pod.doubted && pod.facts.uid == uid)
+    }
+
+    /// The pod does not show, and is there: it has lost a label.
+    pub(super) fn hide(&mut self) {
+        if let Some(pod) = &mut self.pod {
+            pod.doubted = false;
+            pod.facts.labelled = false;
+        }
+    }
+
     /// Forgets how the last run ended.
     pub(super) fn forget_end(&mut self) {
         self.ended = None;
@@ -241,7 +255,7 @@ impl Entry {
             return Vec::new();
         };
         if held.doubted {
-            return vec![Repair::Pod];
+            return vec![Repair::Look];
         }
         if pod.lingers && !pod.deleting {
             return vec![Repair::Rest];
@@ -274,11 +288,6 @@ impl Entry {
 }
 
 impl Held {
-    /// Whether it may be gone.
-    pub(crate) fn is_doubted(&self) -> bool {
-        self.doubted
-    }
-
     /// Whether nothing owns it that it would be collected with.
     pub(crate) fn is_orphan(&self) -> bool {
         self.facts.owners.is_empty()

@@ -268,6 +268,30 @@ impl State {
         [id].into()
     }
 
+    /// A pod that did not show any more was looked for.
+    pub(super) fn looked_for(
+        &mut self,
+        name: &str,
+        pod: &str,
+        uid: &str,
+        is_there: bool,
+        now: SystemTime,
+    ) -> Touched {
+        let Some(id) = self.whose(name, Kind::Pod, pod) else {
+            return Touched::new();
+        };
+        let entry = self.entry_mut(name, &id);
+        let Some(entry) = entry.filter(|entry| entry.is_doubted(uid)) else {
+            // Something else was seen of it meanwhile.
+            return Touched::new();
+        };
+        if is_there {
+            entry.hide();
+            return [id].into();
+        }
+        self.vanish(name, Kind::Pod, pod, now)
+    }
+
     fn whose(&self, namespace: &str, kind: Kind, object: &str) -> Option<SessionId> {
         let names = &self.namespaces.get(namespace)?.names;
         names.get(&(kind, object.to_owned())).cloned()

@@ -101,7 +101,7 @@ impl Scene {
     async fn due(&self, repair: Repair) -> SessionId {
         let due = async {
             loop {
-                let lease = self.repairs.next((), 1).await;
+                let lease = self.repairs.next(repair.share(), 1).await;
                 if lease.handler() == repair {
                     return lease.key().clone();
                 }
@@ -335,9 +335,50 @@ async fn a_pod_that_only_does_not_show_any_more_is_looked_for() {
     scene.seen.deleted("team", Kind::Pod, &hidden);
 
     assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
-    assert_eq!(scene.due(Repair::Pod).await, id(ID));
-    scene.seen.gone("team", Kind::Pod, &session(ID).pod());
+    assert_eq!(scene.due(Repair::Look).await, id(ID));
+    let name = session(ID).pod();
+    // Another pod than the one that was looked for says nothing of it.
+    scene.seen.looked_for("team", &name, "another", false);
+    assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
+    scene.seen.looked_for("team", &name, "pod-uid", false);
     assert_eq!(scene.end(), "PodDeleted");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_found_has_lost_a_label() {
+    let scene = Scene::listed();
+    let _mending = scene.seen.mend();
+    scene.apply_pod(2, |_| {});
+    scene.seen.listed("team", Kind::Pod, Vec::new(), 3);
+    assert_eq!(scene.due(Repair::Look).await, id(ID));
+
+    let name = session(ID).pod();
+    scene.seen.looked_for("team", &name, "pod-uid", true);
+
+    assert!(matches!(scene.run(), Some(RunStatus::Running { .. })));
+    assert_eq!(scene.due(Repair::Pod).await, id(ID));
+    // Nothing waits for it once it shows again.
+    scene.apply_pod(4, is_deleted);
+    scene
+        .seen
+        .deleted("team", Kind::Pod, &scene.pod(5, is_deleted));
+    scene.seen.looked_for("team", &name, "pod-uid", true);
+    assert_eq!(scene.end(), "PodDeleted");
+}
+
+#[test]
+fn only_who_leads_mends_and_what_was_damaged_before_too() {
+    let scene = Scene::listed();
+    scene.apply_pod(2, |_| {});
+    let due = || scene.repairs.depth(Repair::Service);
+    assert_eq!(due(), 0);
+
+    let mending = scene.seen.mend();
+    assert_eq!(due(), 1);
+    drop(mending);
+    assert_eq!(due(), 0);
+    scene.apply_pod(3, |_| {});
+    assert_eq!(due(), 0);
 }
 
 #[test]
@@ -540,6 +581,7 @@ async fn what_is_damaged_of_a_run_is_to_be_repaired() {
     ];
     for (repair, edit) in edits {
         let scene = Scene::listed();
+        let _mending = scene.seen.mend();
         let account = scene.reader().account(&account(2));
         scene.seen.applied("team", Kind::Account, account);
         scene.apply_pod(3, edit);
@@ -547,6 +589,7 @@ async fn what_is_damaged_of_a_run_is_to_be_repaired() {
     }
     // A run that is over needs nothing any more.
     let scene = Scene::listed();
+    let _mending = scene.seen.mend();
     scene.apply_pod(3, |pod| pod["status"] = json!({"phase": "Failed"}));
     for repair in Repair::ALL {
         assert_eq!(scene.repairs.depth(repair), 0, "{repair:?}");
