@@ -12,7 +12,7 @@ use std::{
 };
 
 use ambient_shared::{
-    admin::{self, Readiness},
+    admin,
     api::Api,
     client::{GrpcAddress, grpc_channel, http_client_to, trust_roots},
     clock::Clock,
@@ -52,15 +52,17 @@ use crate::{
     projects::ProjectController,
     reconcile::desired::{DesiredSettings, Place, PodLimits},
     refresh::RefreshSettings,
-    sessions::{SessionCache, rest::RestClient},
+    sessions::rest::RestClient,
     settings::{IssuerSettings, ServeSettings},
 };
 
 mod error;
+mod readiness;
 mod session_tokens;
 mod term;
 
 pub use error::ServeError;
+use readiness::{Known, readiness};
 use term::Leads;
 
 /// How long what runs may take to end when the program is asked to: below the 30 s that Kubernetes
@@ -83,7 +85,7 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let shutdown = CancellationToken::new();
     let mut signals = Tasks::new(shutdown.clone());
     signals.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
-    let known: Arc<OnceLock<SessionCache>> = Arc::default();
+    let known: Arc<OnceLock<Known>> = Arc::default();
     let admin = bind_admin(&settings).await?;
     let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
     signals.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
@@ -106,13 +108,17 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
         &settings.kubernetes.namespace,
         &settings.replica,
         settings.lease,
-        leadership,
+        leadership.clone(),
         Clock::system(),
     );
     let keys = Keyring::new(keys);
     let plane = ControlPlane::bind(settings, clients, fence, elector, store, keys).await?;
     // Set once, here.
-    let _ = known.set(plane.leads.controller.cache());
+    let _ = known.set(Known {
+        sessions: plane.leads.controller.cache(),
+        backend: plane.leads.backend.clone(),
+        leadership,
+    });
     plane.run(shutdown.clone()).await?;
     shutdown.cancel();
     Ok(signals.drain(DRAIN).await?)
@@ -129,15 +135,6 @@ async fn bind_admin(settings: &ServeSettings) -> Result<TcpListener, ServeError>
     let address = listener.local_addr().map_err(failed)?;
     info!(%address, port_of = "admin", "listening");
     Ok(listener)
-}
-
-/// Ready once the sessions are known: before, sessions that exist would be refused.
-fn readiness(known: Arc<OnceLock<SessionCache>>) -> Readiness {
-    Arc::new(move || match known.get() {
-        None => Err("the keys are not loaded yet".to_owned()),
-        Some(sessions) if sessions.is_synced() => Ok(()),
-        Some(_) => Err("the API server's sessions are not listed yet".to_owned()),
-    })
 }
 
 /// The keys, tried again until `shutdown` (then none): the Kubernetes API may just be restarting.

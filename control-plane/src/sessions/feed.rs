@@ -25,14 +25,17 @@ use ambient_shared::{
     session::{SessionHash, SessionId},
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
-use metrics::counter;
+use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 use tracing::{debug, info, warn};
 
 use super::{Applied, Session, SessionCache, list::Lister, remote::call};
-use crate::{metrics::WATCH_RECONNECTS, reconcile::due::Due};
+use crate::{
+    metrics::{LAST_LIST, WATCH_RECONNECTS},
+    reconcile::due::Due,
+};
 
 mod lists;
 
@@ -141,6 +144,8 @@ impl Feed {
 
     /// Follows until `shutdown`. Cancel-safe: the cache is changed one object at a time.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
+        // Never, so that a replica that does not come to it shows.
+        gauge!(LAST_LIST).set(0.0);
         let mut backoff = Backoff::new(RECONNECTS);
         loop {
             let mut good_since = None;

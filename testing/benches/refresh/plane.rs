@@ -13,6 +13,9 @@ use crate::pages::Pages;
 /// How often is looked whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
 
+/// When it has last listed all sessions.
+const LAST_LIST: &str = "ambient_control_plane_last_list_timestamp_seconds";
+
 /// One control plane, started again and again.
 pub struct Plane {
     installation: Arc<Installation>,
@@ -74,7 +77,10 @@ impl Plane {
         let url = format!("http://{admin}/readyz");
         loop {
             let answer = self.installation.operator().client().get(&url).send().await;
-            if answer.is_ok_and(|it| it.status().is_success()) {
+            // The one that leads is ready before it knows all sessions, when it sees runs.
+            if answer.is_ok_and(|it| it.status().is_success())
+                && self.metric(LAST_LIST, "").await > 0.0
+            {
                 return begin.elapsed();
             }
             assert!(begin.elapsed() < 5 * DEADLINE, "the control plane is ready");

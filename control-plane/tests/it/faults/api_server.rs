@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     fresh::{pushed, running, stay_fresh},
-    site::Site,
+    site::{Session, Site},
 };
 
 /// Life of tokens, short enough that several pass while a server is away.
@@ -80,6 +80,30 @@ async fn page(admin: SocketAddr, path: &str) -> (u16, String) {
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
+async fn until_ready(admin: SocketAddr) {
+    let deadline = Instant::now() + DEADLINE;
+    while page(admin, "/readyz").await.0 != 200 {
+        assert!(Instant::now() < deadline, "not ready");
+        sleep(LOOK).await;
+    }
+}
+
+async fn is_unready(admin: SocketAddr) {
+    let (status, why) = page(admin, "/readyz").await;
+    assert_eq!(status, 503, "{why}");
+    assert!(why.contains("not listed"), "{why}");
+}
+
+/// As soon as the program has seen the pod.
+async fn gets_token(session: &Session<'_>, endpoint: SocketAddr) {
+    let exchange = session.exchange(endpoint).await;
+    let deadline = Instant::now() + DEADLINE;
+    while exchange.fetch().await.is_err() {
+        assert!(Instant::now() < deadline, "no token");
+        sleep(LOOK).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tokens_stay_fresh_while_the_api_server_is_away_for_several_lives_of_them() {
     let site = Site::new("fault-api-away").await;
@@ -112,32 +136,52 @@ async fn a_replica_that_starts_without_an_api_server_serves_what_runs() {
     let mut program = relays.start_program(&site);
     let admin = program.listening("admin").await;
     let endpoint = program.listening("endpoint").await;
-    let exchange = stays.exchange(endpoint).await;
-    let deadline = Instant::now() + DEADLINE;
-    // As soon as it has seen the pod.
-    while exchange.fetch().await.is_err() {
-        assert!(Instant::now() < deadline, "no token");
-        sleep(LOOK).await;
-    }
+    gets_token(&stays, endpoint).await;
     // And leads.
+    let deadline = Instant::now() + DEADLINE;
     let before = pushed(&stays).await;
     while pushed(&stays).await.same_secret(&before) {
         assert!(Instant::now() < deadline, "no new token");
         sleep(LOOK).await;
     }
     stay_fresh(&stays, endpoint, LIFE).await;
-    let (status, why) = page(admin, "/readyz").await;
-    assert_eq!(status, 503, "{why}");
-    assert!(why.contains("not listed"), "{why}");
+    // So that it can be reached through a Service.
+    until_ready(admin).await;
+    // Another one is not: an upgrade with wrong settings would go on to the last replica.
+    let mut second = relays.start_program(&site);
+    let second_admin = second.listening("admin").await;
+    let second_endpoint = second.listening("endpoint").await;
+    gets_token(&stays, second_endpoint).await;
+    is_unready(second_admin).await;
     relays.bring_back().await;
 
-    while page(admin, "/readyz").await.0 != 200 {
-        assert!(Instant::now() < deadline, "not ready");
-        sleep(LOOK).await;
-    }
+    until_ready(second_admin).await;
     running(&site).await;
     stays.until_phase("Running").await;
     stays.is_whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replica_without_an_api_server_is_not_ready_while_nothing_runs() {
+    let site = Site::new("fault-api-never").await;
+    let relays = Relays::start(&site).await;
+    relays.take_away().await;
+
+    let mut program = relays.start_program(&site);
+    let admin = program.listening("admin").await;
+    let deadline = Instant::now() + DEADLINE;
+    while !page(admin, "/metrics")
+        .await
+        .1
+        .contains("\nambient_control_plane_leader 1\n")
+    {
+        assert!(Instant::now() < deadline, "it does not lead");
+        sleep(LOOK).await;
+    }
+
+    is_unready(admin).await;
+    relays.bring_back().await;
+    until_ready(admin).await;
 }
 
 /// What users and nodes do while the API server answers the program with this; and what becomes of
