@@ -261,10 +261,8 @@ impl Controller {
             tasks.spawn("workers that refresh tokens", writer.run(shutdown.clone()));
             tasks.spawn("refresh ticker", refresh.run(shutdown));
         }
-        self.due.begin();
-        let ended = tasks.run_until_shutdown(drain).await;
-        self.due.end();
-        ended
+        let _leading = self.due.lead();
+        tasks.run_until_shutdown(drain).await
     }
 
     fn lister(&self) -> Lister {

@@ -95,6 +95,10 @@ impl Handler {
     }
 }
 
+/// This replica does the work, until this is dropped.
+#[must_use]
+pub(crate) struct Leading<'a>(&'a Due);
+
 /// Marks what is due. Never blocks.
 pub(crate) struct Due {
     cache: SessionCache,
@@ -127,20 +131,10 @@ impl Due {
     }
 
     /// From now on this replica does the work: all that there is is looked at.
-    pub(crate) fn begin(&self) {
+    pub(crate) fn lead(&self) -> Leading<'_> {
         self.leads.store(true, Ordering::SeqCst);
         self.listed(&[]);
-    }
-
-    /// From now on another replica does the work. What was marked is forgotten; what runs, ends.
-    pub(crate) fn end(&self) {
-        self.leads.store(false, Ordering::SeqCst);
-        for share in Share::LEADING {
-            self.queue.clear(share);
-        }
-        if let Some(tokens) = &self.tokens {
-            tokens.clear(());
-        }
+        Leading(self)
     }
 
     /// Something about this session changed.
@@ -227,6 +221,20 @@ impl Due {
                 // Made after it was cleaned up, by a leader who did not know.
                 self.touch(&id);
             }
+        }
+    }
+}
+
+impl Drop for Leading<'_> {
+    /// What was marked is forgotten; what runs, ends.
+    fn drop(&mut self) {
+        let due = self.0;
+        due.leads.store(false, Ordering::SeqCst);
+        for share in Share::LEADING {
+            due.queue.clear(share);
+        }
+        if let Some(tokens) = &due.tokens {
+            tokens.clear(());
         }
     }
 }
