@@ -301,21 +301,28 @@ impl Elector {
 
     /// Lets the next one have it at once.
     async fn release(&self) {
-        let released = timeout(RELEASE_LIMIT, async {
+        let released = timeout(RELEASE_LIMIT, self.write_release()).await;
+        match released.unwrap_or(Err(LeaseError::Slow)) {
+            Ok(()) => info!(lease = LEASE, "gave the Lease up"),
+            Err(error) => {
+                warn!(lease = LEASE, reason = %exit::report(&error), "cannot give the Lease up; it runs out");
+            }
+        }
+    }
+
+    async fn write_release(&self) -> Result<(), LeaseError> {
+        loop {
             let Some(lease) = self.leases.get_opt(LEASE).await? else {
                 return Ok(());
             };
             let now = timestamp(self.clock.now());
-            if let Some(lease) = record::released(lease, &self.identity, now) {
-                self.leases.replace(LEASE, &by_us(), &lease).await?;
-            }
-            Ok::<_, kube::Error>(())
-        });
-        let released = released.await.map_err(|_| LeaseError::Slow);
-        match released.and_then(|released| Ok(released?)) {
-            Ok(()) => info!(lease = LEASE, "gave the Lease up"),
-            Err(error) => {
-                warn!(lease = LEASE, reason = %exit::report(&error), "cannot give the Lease up; it runs out");
+            let Some(lease) = record::released(lease, &self.identity, now) else {
+                return Ok(());
+            };
+            match self.leases.replace(LEASE, &by_us(), &lease).await {
+                // A renewal of ours that was cut off has arrived all the same.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                written => return Ok(written.map(drop)?),
             }
         }
     }
@@ -359,4 +366,52 @@ fn jittered(time: Duration) -> Duration {
 
 fn timestamp(now: SystemTime) -> Timestamp {
     Timestamp::try_from(now).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, convert::Infallible, future::ready};
+
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Kubernetes API that has this Lease, and answers each write with the next of these.
+    fn kubernetes(lease: &Lease, writes: &Arc<Mutex<VecDeque<u16>>>) -> kube::Client {
+        let lease = serde_json::to_value(lease).unwrap();
+        let writes = Arc::clone(writes);
+        let answer = tower::service_fn(move |request: Request<Body>| {
+            let status = if request.method() == Method::GET {
+                200
+            } else {
+                writes.lock().unwrap().pop_front().expect("one write less")
+            };
+            let body = if status == 200 {
+                lease.clone()
+            } else {
+                json!({"kind": "Status", "status": "Failure", "message": "", "reason": "",
+                    "code": status})
+            };
+            let answer = Response::builder().status(status);
+            let body = Body::from(body.to_string().into_bytes());
+            ready(Ok::<_, Infallible>(answer.body(body).unwrap()))
+        });
+        kube::Client::new(answer, "here")
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_arrives_late_does_not_keep_the_lease() {
+        let (times, clock) = (LeaseTimes::default(), Clock::system());
+        let lease = record::made(LEASE, "us", times, timestamp(clock.now()));
+        let writes = Arc::new(Mutex::new(VecDeque::from([409, 409, 200])));
+        let client = kubernetes(&lease, &writes);
+        let mut elector = Elector::new(client, "here", "us", times, Leadership::default(), clock);
+        elector.identity = "us".to_owned();
+
+        elector.release().await;
+
+        assert!(writes.lock().unwrap().is_empty());
+    }
 }
