@@ -89,12 +89,12 @@ async fn serve(settings: &LocalSettings, metrics: MetricsPage) -> Result<u8, Loc
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
-    let local = Local::bind(settings, metrics).await?;
-    local.say_how_to_talk();
-    let data = local.run(shutdown.clone()).await?;
-    shutdown.cancel();
-    tasks.drain(DRAIN).await?;
-    data.close()?;
+    let serving = async {
+        let local = Local::bind(settings, metrics).await?;
+        local.say_how_to_talk();
+        local.run(shutdown).await
+    };
+    tasks.around(DRAIN, serving).await?.close()?;
     Ok(0)
 }
 

@@ -83,13 +83,21 @@ const RESYNC: Duration = Duration::from_mins(5);
 pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), ServeError> {
     // First of all: whoever starts us may stop us before we are up.
     let shutdown = CancellationToken::new();
-    let mut signals = Tasks::new(shutdown.clone());
-    signals.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
+    let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
     let known: Arc<OnceLock<Known>> = Arc::default();
     let admin = bind_admin(&settings).await?;
     let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
-    signals.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
+    tasks.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
+    tasks.around(DRAIN, serve(settings, &known, shutdown)).await
+}
 
+/// All but signals and the admin port.
+async fn serve(
+    settings: ServeSettings,
+    known: &OnceLock<Known>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let leadership = Leadership::default();
     let fence = {
         let leadership = leadership.clone();
@@ -119,9 +127,7 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
         backend: plane.leads.backend.clone(),
         leadership,
     });
-    plane.run(shutdown.clone()).await?;
-    shutdown.cancel();
-    Ok(signals.drain(DRAIN).await?)
+    plane.run(shutdown).await
 }
 
 async fn bind_admin(settings: &ServeSettings) -> Result<TcpListener, ServeError> {

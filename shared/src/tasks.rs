@@ -96,6 +96,28 @@ impl Tasks {
         first.and(drained)
     }
 
+    /// Does `work` while the tasks run. The end of it asks for the shutdown, and so does a task that
+    /// fails; `work` then ends in its own time, the tasks have `drain`.
+    ///
+    /// # Errors
+    /// That of `work`, else the tasks' first failure.
+    pub async fn around<T, E: From<TaskFailure>>(
+        self,
+        drain: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let shutdown = self.shutdown.clone();
+        let work = async {
+            let done = work.await;
+            shutdown.cancel();
+            done
+        };
+        let (done, ended) = tokio::join!(work, self.run_until_shutdown(drain));
+        let done = done?;
+        ended?;
+        Ok(done)
+    }
+
     /// Waits for the tasks to end, at most `limit`; what runs after that is aborted.
     ///
     /// # Errors
@@ -181,6 +203,32 @@ mod tests {
                 reason: "broken".to_owned()
             }
         );
+        assert!(shutdown.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_fails_ends_what_it_is_around() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn_fallible("breaks", async { Err(Broken) });
+        let work = async {
+            shutdown.cancelled().await;
+            Ok(())
+        };
+        let ended: Result<(), TaskFailure> = tasks.around(Duration::from_secs(1), work).await;
+        assert!(matches!(
+            ended,
+            Err(TaskFailure::Failed { task: "breaks", .. })
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_end_with_what_they_are_around() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("waits", shutdown.clone().cancelled_owned());
+        let work = async { Ok::<_, TaskFailure>(7) };
+        assert_eq!(tasks.around(Duration::from_secs(1), work).await, Ok(7));
         assert!(shutdown.is_cancelled());
     }
 
