@@ -1,8 +1,12 @@
 //! Memory and descriptors of the replicas: level, or rising?
+//!
+//! In: the replicas' process ids. Out: findings, and a table. Each life of a replica, from its start
+//! to its end, is judged by itself: what a leader keeps says nothing of what a replica keeps that
+//! does not lead, and a restart begins anew.
 
 use std::{
     fmt, fs,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,13 +28,27 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// A process is not measured before this age: it is still growing to its size.
 const GROWN: Duration = Duration::from_secs(20);
 
-/// How much more there may be in the last third of the run than in the first: a quarter, and this.
-const SLACK_MEMORY: u64 = 16 * 1024 * 1024;
-const SLACK_DESCRIPTORS: u64 = 20;
+/// Samples of the shortest life that is judged: five minutes.
+const LONG: usize = 60;
 
-/// All samples.
-pub struct Levels(Arc<Mutex<Vec<Sample>>>);
+/// How much more there may be in the last third of a life than in the first: a tenth, and this.
+const SLACK: Sample = Sample {
+    memory: 4 * 1024 * 1024,
+    descriptors: 20,
+};
 
+/// All lives.
+pub struct Levels(Arc<Mutex<Vec<Life>>>);
+
+/// A replica between its start and its end.
+struct Life {
+    replica: usize,
+    pid: u32,
+    since: Instant,
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, Copy)]
 struct Sample {
     memory: u64,
     descriptors: u64,
@@ -39,60 +57,72 @@ struct Sample {
 impl Levels {
     /// Measures until `quit`.
     pub fn open(pids: Pids, quit: CancellationToken, tasks: &mut JoinSet<()>) -> Self {
-        let samples: Arc<Mutex<Vec<Sample>>> = Arc::default();
-        let taken = Arc::clone(&samples);
+        let lives: Arc<Mutex<Vec<Life>>> = Arc::default();
+        let measured = Arc::clone(&lives);
         tasks.spawn(async move {
-            let mut since: Vec<(u32, Instant)> = Vec::new();
             let measuring = async {
                 loop {
-                    let now: Vec<u32> = {
-                        let pids = pids.lock().unwrap_or_else(PoisonError::into_inner);
-                        pids.iter().flatten().copied().collect()
-                    };
-                    since.retain(|(pid, _)| now.contains(pid));
-                    for pid in now {
-                        if !since.iter().any(|(known, _)| *known == pid) {
-                            since.push((pid, Instant::now()));
-                        }
-                    }
-                    let grown = since.iter().filter(|(_, since)| since.elapsed() >= GROWN);
-                    let new: Vec<_> = grown.filter_map(|(pid, _)| sample(*pid)).collect();
-                    taken
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .extend(new);
+                    let now = lock(&pids).clone();
+                    measure(&mut lock(&measured), &now);
                     sleep(PAUSE).await;
                 }
             };
             quit.run_until_cancelled(measuring).await;
         });
-        Self(samples)
+        Self(lives)
     }
 
     /// Whether they are level.
     pub fn judge(&self, findings: &Findings) {
-        let [first, _, last] = self.thirds();
-        let (memory, most) = (last.memory, first.memory / 4 * 5 + SLACK_MEMORY);
-        if memory > most {
-            let what = format!("{} after {}", mebibytes(memory), mebibytes(first.memory));
-            findings.add("memory rises", what);
-        }
-        let (descriptors, most) = (
-            last.descriptors,
-            first.descriptors / 4 * 5 + SLACK_DESCRIPTORS,
-        );
-        if descriptors > most {
-            let what = format!("{descriptors} after {}", first.descriptors);
-            findings.add("descriptors rise", what);
+        for life in lock(&self.0).iter().filter(|it| it.samples.len() >= LONG) {
+            let [first, _, last] = life.thirds();
+            let of = life.replica;
+            if last.memory > most(first.memory, SLACK.memory) {
+                let [first, last] = [first, last].map(|it| mebibytes(it.memory));
+                findings.add(
+                    "memory rises",
+                    format!("replica {of}: {last} after {first}"),
+                );
+            }
+            if last.descriptors > most(first.descriptors, SLACK.descriptors) {
+                let [first, last] = [first, last].map(|it| it.descriptors);
+                findings.add(
+                    "descriptors rise",
+                    format!("replica {of}: {last} after {first}"),
+                );
+            }
         }
     }
+}
 
-    /// The median of each third of the run.
+fn most(first: u64, slack: u64) -> u64 {
+    first / 10 * 11 + slack
+}
+
+/// Takes a sample of each replica that runs.
+fn measure(lives: &mut Vec<Life>, now: &[Option<u32>]) {
+    for (replica, pid) in now.iter().enumerate() {
+        let Some(pid) = *pid else { continue };
+        let known = lives.iter_mut().rfind(|it| it.replica == replica);
+        match known.filter(|it| it.pid == pid) {
+            Some(life) if life.since.elapsed() >= GROWN => life.samples.extend(sample(pid)),
+            Some(_) => {}
+            None => lives.push(Life {
+                replica,
+                pid,
+                since: Instant::now(),
+                samples: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Life {
+    /// The median of each third.
     fn thirds(&self) -> [Sample; 3] {
-        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let third = samples.len().div_ceil(3).max(1);
+        let third = self.samples.len().div_ceil(3).max(1);
         [0, 1, 2].map(|number| {
-            let part = samples.iter().skip(number * third).take(third);
+            let part = self.samples.iter().skip(number * third).take(third);
             let (mut memory, mut descriptors): (Vec<_>, Vec<_>) =
                 part.map(|it| (it.memory, it.descriptors)).unzip();
             Sample {
@@ -104,15 +134,31 @@ impl Levels {
 }
 
 impl fmt::Display for Levels {
+    /// The longest life of each replica.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(&["replicas, third of the run", "memory", "descriptors"]);
-        for (name, third) in ["first", "second", "last"].iter().zip(self.thirds()) {
-            let cells = [mebibytes(third.memory), third.descriptors.to_string()];
-            let [memory, descriptors] = cells;
-            table.row(&[(*name).to_owned(), memory, descriptors]);
+        let mut table = Table::new(&[
+            "replica, third of its longest life",
+            "memory",
+            "descriptors",
+        ]);
+        let lives = lock(&self.0);
+        for replica in 0.. {
+            let its = lives.iter().filter(|it| it.replica == replica);
+            let Some(longest) = its.max_by_key(|it| it.samples.len()) else {
+                break;
+            };
+            for (name, third) in ["first", "second", "last"].iter().zip(longest.thirds()) {
+                let cells = [mebibytes(third.memory), third.descriptors.to_string()];
+                let [memory, descriptors] = cells;
+                table.row(&[format!("{replica}, {name}"), memory, descriptors]);
+            }
         }
         write!(f, "{table}")
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sample(pid: u32) -> Option<Sample> {
@@ -126,4 +172,41 @@ fn sample(pid: u32) -> Option<Sample> {
 fn median(values: &mut [u64]) -> u64 {
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A replica whose memory goes from the one to the other, in mebibytes.
+    fn life(replica: usize, from: u64, to: u64) -> Life {
+        let count = LONG as u64;
+        let memory = |at| (from * (count - at) + to * at) * 1024 * 1024 / count;
+        Life {
+            replica,
+            pid: 1,
+            since: Instant::now(),
+            samples: (0..count)
+                .map(|at| Sample {
+                    memory: memory(at),
+                    descriptors: 10,
+                })
+                .collect(),
+        }
+    }
+
+    fn finds(lives: Vec<Life>) -> bool {
+        let findings = Findings::new();
+        Levels(Arc::new(Mutex::new(lives))).judge(&findings);
+        !findings.is_empty()
+    }
+
+    #[test]
+    fn one_replica_that_grows_is_found_beside_one_that_does_not() {
+        assert!(!finds(vec![life(0, 50, 50), life(1, 40, 43)]));
+        assert!(finds(vec![life(0, 50, 50), life(1, 40, 60)]));
+        // Not each life is larger than the one before.
+        assert!(finds(vec![life(0, 40, 60), life(0, 40, 60)]));
+        assert!(!finds(vec![life(0, 40, 42), life(0, 60, 62)]));
+    }
 }
