@@ -13,6 +13,10 @@ use tracing::error;
 /// SQLite's `SQLITE_INTERRUPT`: a query was stopped by its time limit.
 const INTERRUPTED: &str = "9";
 
+/// SQLite's `SQLITE_FULL`, and `SQLITE_IOERR_SHMSIZE` of the file beside the write-ahead log, which
+/// grows with that: there is no room on the disk.
+const FULL: [&str; 2] = ["13", "4874"];
+
 /// Why a call was not answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -101,8 +105,11 @@ impl Error {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::SlowWatcher | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Database(error) if is_overload(error) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Database(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Database(error) => match Trouble::of(error) {
+                Trouble::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+                Trouble::Full => StatusCode::INSUFFICIENT_STORAGE,
+                Trouble::Broken => StatusCode::INTERNAL_SERVER_ERROR,
+            },
         }
     }
 
@@ -120,8 +127,12 @@ impl Error {
             Self::SlowBody => Code::DeadlineExceeded,
             Self::SlowWatcher => Code::Aborted,
             Self::Unavailable(_) => Code::Unavailable,
-            Self::Database(error) if is_overload(error) => Code::Unavailable,
-            Self::Database(_) => Code::Internal,
+            Self::Database(error) => match Trouble::of(error) {
+                Trouble::Overloaded => Code::Unavailable,
+                // Nothing was stored, and it may be later: clients try again.
+                Trouble::Full => Code::ResourceExhausted,
+                Trouble::Broken => Code::Internal,
+            },
         }
     }
 
@@ -143,20 +154,38 @@ impl Error {
 
 /// What a client is told of a database that failed.
 fn told(error: &sqlx::Error) -> &'static str {
-    if is_overload(error) {
-        "the database did not answer in time; try again, or ask for less"
-    } else {
-        "the server cannot use its database"
+    match Trouble::of(error) {
+        Trouble::Overloaded => "the database did not answer in time; try again, or ask for less",
+        Trouble::Full => {
+            "the server's disk is full: nothing can be stored; what is stored can be read"
+        }
+        Trouble::Broken => "the server cannot use its database",
     }
 }
 
-/// Whether the database works but is asked for too much: no connection was free in time, or the
-/// query was interrupted at its time limit.
-fn is_overload(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::PoolTimedOut => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == INTERRUPTED),
-        _ => false,
+/// What is the matter with a database that failed.
+enum Trouble {
+    /// It works but is asked for too much: no connection was free in time, or the query was
+    /// interrupted at its time limit.
+    Overloaded,
+    /// It can be read, but there is no room for more.
+    Full,
+    /// Anything else.
+    Broken,
+}
+
+impl Trouble {
+    fn of(error: &sqlx::Error) -> Self {
+        let code = match error {
+            sqlx::Error::PoolTimedOut => return Self::Overloaded,
+            sqlx::Error::Database(error) => error.code(),
+            _ => None,
+        };
+        match code.as_deref() {
+            Some(INTERRUPTED) => Self::Overloaded,
+            Some(code) if FULL.contains(&code) => Self::Full,
+            _ => Self::Broken,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub mod cluster;
 pub mod collector;
+pub mod disk;
 pub mod faults;
 pub mod helm;
 pub mod idp;

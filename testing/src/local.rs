@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     DEADLINE,
+    disk::{Ballast, SmallDisk},
     keypair::RsaKey,
     ports::Port,
     processes::{self, Process},
@@ -38,6 +39,8 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Local {
     data: TempDir,
+    /// The data folder as it sees it.
+    seen: PathBuf,
     setup: Setup,
     binary: PathBuf,
     _binaries: TempDir,
@@ -55,6 +58,7 @@ pub struct Setup {
     flags: Vec<String>,
     env: Vec<(String, String)>,
     runner_env: Vec<(String, String)>,
+    disk: Option<String>,
 }
 
 impl Setup {
@@ -81,6 +85,13 @@ impl Setup {
         self
     }
 
+    /// With its data folder on a disk of this size, such as `4m`, that it alone has.
+    #[must_use]
+    pub fn disk(mut self, size: &str) -> Self {
+        self.disk = Some(size.to_owned());
+        self
+    }
+
     /// Starts it on a new folder.
     ///
     /// # Panics
@@ -95,6 +106,7 @@ impl Setup {
         let addresses = Addresses { rest, grpc, token };
         let program = self.launch(&binary, data.path(), addresses).await;
         Local {
+            seen: self.seen(data.path(), &program),
             data,
             binary,
             addresses,
@@ -137,8 +149,21 @@ impl Setup {
         folder.join("ambient-control-plane")
     }
 
+    fn small_disk(&self, data: &Path) -> Option<SmallDisk> {
+        let size = self.disk.as_ref()?;
+        Some(SmallDisk::new(data, size))
+    }
+
+    /// The data folder as the program sees it.
+    fn seen(&self, data: &Path, program: &Running) -> PathBuf {
+        let disk = self.small_disk(data);
+        disk.map_or_else(|| data.to_owned(), |disk| disk.seen_by(program.pid()))
+    }
+
     async fn launch(&self, binary: &Path, data: &Path, ports: Addresses) -> Running {
-        let mut program = Program::at(binary)
+        let disk = self.small_disk(data);
+        let program = disk.map_or_else(|| Program::at(binary), |disk| disk.program(binary));
+        let mut program = program
             .env("AMBIENT_LOG_FORMAT", "json")
             .arg("local")
             .arg("--data-dir")
@@ -247,6 +272,16 @@ impl Local {
             .setup
             .launch(&self.binary, self.data.path(), self.addresses);
         self.program = again.await;
+        self.seen = self.setup.seen(self.data.path(), &self.program);
+    }
+
+    /// Takes all the room that is left on its disk, which [`Setup::disk`] gave it.
+    ///
+    /// # Panics
+    /// When it has no disk of its own.
+    pub fn fill_disk(&self) -> Ballast {
+        let disk = self.setup.small_disk(self.data.path());
+        disk.expect("a disk of its own").fill(self.program.pid())
     }
 
     /// Processes of its sessions: all that have its data folder in their arguments or environment,
@@ -275,7 +310,7 @@ impl Local {
 
     /// Its data folder.
     pub fn data(&self) -> &Path {
-        self.data.path()
+        &self.seen
     }
 
     /// The operator's API token.

@@ -8,9 +8,11 @@ use std::{
     },
 };
 
-use ambient_testing::programs::Program;
+use ambient_testing::{disk::SmallDisk, programs::Program};
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tonic::Code;
 
 use crate::server::{OPERATOR, SERVICE, Server, push, take};
 
@@ -129,4 +131,54 @@ async fn a_server_in_memory_works_alike() {
     );
     let (_, list) = server.get(OPERATOR, "/sessions?search=name='n'").await;
     assert_eq!(list["total"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_what_is_new_and_keeps_what_is_there() {
+    /// Fits no page that is left somewhere.
+    const LARGE: usize = 100 * 1024;
+    let folder = TempDir::new().unwrap();
+    let disk = SmallDisk::new(folder.path(), "4m");
+    let server = Server::start_on(&disk, folder.path()).await;
+    let session = server.create_session(OPERATOR, json!({"name": "n"})).await;
+    let mut watch = server.watch_messages(SERVICE, &session, 0).await.unwrap();
+    let payload = |number: usize| format!("{number} {}", "x".repeat(LARGE));
+    let push = async |number| {
+        let payload = payload(number);
+        server.push(SERVICE, &session, "assistant", &payload).await
+    };
+    push(0).await.unwrap();
+
+    let ballast = disk.fill(server.running.pid());
+    let mut stored = 1;
+    let refused = loop {
+        match push(stored).await {
+            Ok(_) => stored += 1,
+            Err(status) => break status,
+        }
+        assert!(stored < 100, "the disk is never full");
+    };
+
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("disk is full"), "{refused}");
+    let new = json!({"name": "new", "prompt": "x".repeat(LARGE)});
+    let (status, answer) = server.post(OPERATOR, "/sessions", new.clone()).await;
+    assert_eq!(status, 507, "{answer}");
+    assert!(answer.to_string().contains("disk is full"), "{answer}");
+    let path = format!("/sessions/{session}/messages");
+    let (status, all) = server.get(OPERATOR, &path).await;
+    assert_eq!((status, all.as_array().unwrap().len()), (200, stored));
+    let log = server.running.log().join("\n");
+    assert!(log.contains("database or disk is full"), "{log}");
+
+    drop(ballast);
+
+    push(stored).await.unwrap();
+    let (status, answer) = server.post(OPERATOR, "/sessions", new).await;
+    assert_eq!(status, 201, "{answer}");
+    // The same watch, which has lost nothing and was told nothing twice.
+    let seen = take(&mut watch, stored + 1).await;
+    for (number, message) in seen.iter().enumerate() {
+        assert_eq!(message.payload, payload(number));
+    }
 }

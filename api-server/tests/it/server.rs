@@ -15,6 +15,7 @@ use ambient_shared::{
 };
 use ambient_testing::{
     DEADLINE,
+    disk::SmallDisk,
     keypair::RsaKey,
     programs::{Program, Running},
 };
@@ -31,6 +32,7 @@ pub const ISSUER: &str = "https://idp.test";
 pub const SESSION_ISSUER: &str = "https://control-plane.test";
 pub const AUDIENCE: &str = "ambient-api";
 const BASE: &str = "/api/ambient/v1";
+const BINARY: &str = env!("CARGO_BIN_EXE_ambient-api-server");
 
 /// The key that signs users' tokens.
 pub fn users_key() -> &'static RsaKey {
@@ -102,7 +104,23 @@ impl Server {
         Self::start_with(folder, Path::new(":memory:"), &[]).await
     }
 
+    /// A server whose database is on a disk that it alone has.
+    pub async fn start_on(disk: &SmallDisk, folder: &Path) -> Self {
+        let program = disk.program(Path::new(BINARY));
+        let database = folder.join("ambient.db");
+        Self::launch(program, Arc::new(TempDir::new().unwrap()), &database, &[]).await
+    }
+
     pub async fn start_with(
+        folder: Arc<TempDir>,
+        database: &Path,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        Self::launch(Program::at(BINARY), folder, database, environment).await
+    }
+
+    async fn launch(
+        program: Program,
         folder: Arc<TempDir>,
         database: &Path,
         environment: &[(&str, &str)],
@@ -114,7 +132,7 @@ impl Server {
             "sessions.json",
             &[sessions_key().jwk("sessions-1")],
         );
-        let mut program = Program::at(env!("CARGO_BIN_EXE_ambient-api-server"))
+        let mut program = program
             .args(["--rest-listen", "127.0.0.1:0"])
             .args(["--grpc-listen", "127.0.0.1:0"])
             .arg("--database")
