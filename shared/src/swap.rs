@@ -75,21 +75,27 @@ impl SecretVolume {
             .recursive(true)
             .mode(SECRET_DIR)
             .create(&self.folder)?;
-        let data = self.folder.join(DATA);
         let name = format!("..{}", Uuid::now_v7().simple());
-        let new = self.folder.join(&name);
+        if let Err(error) = self.put(&name, files) {
+            // On a full disk each try would leave one more, and take what room there is.
+            let _ = fs::remove_dir_all(self.folder.join(&name));
+            return Err(error);
+        }
+        self.link_visible(files)?;
+        self.remove_leftovers(&name)
+    }
+
+    /// Writes a new folder of this name, and points `..data` at it.
+    fn put(&self, name: &str, files: &[(&str, &[u8])]) -> io::Result<()> {
+        let new = self.folder.join(name);
         fs::DirBuilder::new().mode(SECRET_DIR).create(&new)?;
         for (file, content) in files {
             write_new(&new.join(file), content)?;
         }
-
         let staged = self.folder.join("..data_tmp");
         remove_if_there(&staged)?;
-        symlink(&name, &staged)?;
-        fs::rename(&staged, &data)?;
-
-        self.link_visible(files)?;
-        self.remove_leftovers(&name)
+        symlink(name, &staged)?;
+        fs::rename(&staged, self.folder.join(DATA))
     }
 
     /// Reads one file of the volume, as a container would.
@@ -200,6 +206,24 @@ mod tests {
         volume.write(&[("a", b"2")]).unwrap();
         assert!(!dir.path().join("..half-written").exists());
         assert_eq!(volume.read("a").unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = SecretVolume::new(dir.path());
+        volume.write(&[("a", b"1")]).unwrap();
+        let names = || {
+            let entries = fs::read_dir(dir.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|it| it.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let before = names();
+        let nowhere = volume.write(&[("a", b"2"), ("no/folder", b"3")]);
+        assert_eq!(nowhere.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(names(), before);
+        assert_eq!(volume.read("a").unwrap(), b"1");
     }
 
     #[test]

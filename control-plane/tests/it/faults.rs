@@ -5,6 +5,7 @@ mod api_server;
 mod clocks;
 mod cut_points;
 mod fresh;
+mod full_disk;
 mod identity_provider;
 mod isolation;
 mod kubernetes;
