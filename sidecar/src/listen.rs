@@ -34,7 +34,7 @@ pub(crate) struct Ports {
 }
 
 /// What the address file says.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Addresses {
     endpoint: Option<SocketAddr>,
     proxy: Option<SocketAddr>,
@@ -64,7 +64,8 @@ pub enum ListenError {
     },
 }
 
-/// Opens the ports, then writes the address file, then logs a line for each port.
+/// Opens the ports, then writes the address file, then logs a line for each port. A file that says so
+/// already is left alone: a sidecar that starts again needs no room on a full disk.
 ///
 /// # Errors
 /// When a port cannot be had or the file not be written.
@@ -94,7 +95,9 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Ports, ListenError> {
         proxy: ports.proxy.local_addr().ok(),
         admin: ports.admin.local_addr().ok(),
     };
-    if let Some(path) = file {
+    if let Some(path) = file
+        && kept != addresses
+    {
         write(path, &addresses).map_err(|source| ListenError::AddressFile {
             path: path.to_owned(),
             source,

@@ -89,13 +89,18 @@ impl Scene {
 
     /// A runner that pulls.
     pub(crate) fn runner_of(&self, endpoint: &Endpoint) -> Program {
+        self.pulling(Program::new("ambient-runner"), endpoint)
+    }
+
+    /// Gives a program the environment of a runner that pulls.
+    pub(crate) fn pulling(&self, program: Program, endpoint: &Endpoint) -> Program {
         if !self.path("mount/session-key").exists() {
             let key = session_key();
             SecretVolume::new(self.path("mount"))
                 .write(&[("session-key", key.expose().as_bytes())])
                 .unwrap();
         }
-        self.runner()
+        self.dress(program)
             .env("AMBIENT_CP_TOKEN_URL", &endpoint.url)
             .env("AMBIENT_CP_TOKEN_PUBLIC_KEY", RsaKey::shared().public_pem())
     }

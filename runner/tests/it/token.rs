@@ -11,7 +11,11 @@ use ambient_shared::{
     session::SessionId,
     swap::SecretVolume,
 };
-use ambient_testing::{DEADLINE, programs::Running};
+use ambient_testing::{
+    DEADLINE,
+    disk::SmallDisk,
+    programs::{Running, binary},
+};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -499,4 +503,37 @@ async fn the_same_token_again_is_no_refresh() {
     .await;
     let refreshes = runner.log().join("\n").matches("token refreshed").count();
     assert_eq!(refreshes, 2);
+}
+
+#[tokio::test]
+async fn a_full_disk_leaves_the_last_token_whole_and_gets_the_next_when_there_is_room() {
+    let scene = Scene::new();
+    let endpoint = Endpoint::start([], Answer::Token(Duration::from_secs(4))).await;
+    let folder = scene.path("run");
+    std::fs::create_dir(&folder).unwrap();
+    let disk = SmallDisk::new(&folder, "64k");
+    let runner = disk.program(&binary("ambient-runner"));
+    let mut runner = scene.pulling(runner, &endpoint).agent(WAITS).start();
+    runner.output_line("started").await;
+    let file = disk.seen_by(runner.pid()).join("token");
+    let read = || std::fs::read_to_string(&file).unwrap();
+
+    let ballast = disk.fill(runner.pid());
+    let before = read();
+    let failed = runner.log_line("a token that cannot be written", |line| {
+        line["message"] == "token handover failed"
+    });
+    let failed = failed.await;
+    let error = failed["error"].as_str().unwrap();
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(read(), before);
+
+    drop(ballast);
+    eventually("a token that is valid", || {
+        let life = life_of(&read(), Clock::system().now());
+        (!life.is_zero()).then_some(())
+    })
+    .await;
+    runner.signal(Signal::SIGTERM);
+    assert_eq!(runner.wait().await.code(), Some(143));
 }

@@ -1,10 +1,15 @@
-//! Machines without inotify, and mounts that are never updated. Both are made with `unshare`.
+//! Machines without inotify, mounts that are never updated, disks that are full. All are made with
+//! `unshare`.
 
 use std::path::Path;
 
-use ambient_testing::programs::Program;
+use ambient_testing::{
+    disk::SmallDisk,
+    ports::Port,
+    programs::{Program, binary},
+};
 
-use crate::scene::{NOWHERE, Scene, mount, token_file};
+use crate::scene::{NOWHERE, Scene, mount, program, token_file};
 
 /// Fails with what the machine needs for these tests, rather than with what breaks without it.
 fn assert_namespaces() {
@@ -87,4 +92,46 @@ async fn a_subpath_mount_is_warned_of_once() {
     scene.serves("one").await;
     scene.reads("ok", 3).await;
     assert_eq!(scene.logged("subPath").len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_no_sidecar_from_starting_again() {
+    const PAGE: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    mount(&dir, "one");
+    let folder = dir.path().join("run");
+    std::fs::create_dir(&folder).unwrap();
+    let addresses = folder.join("addresses");
+    let first = program(&dir, NOWHERE).env("AMBIENT_SIDECAR_ADDRESSES", &addresses);
+    let mut first = Scene::start(first, dir).await;
+    let ports = [first.endpoint, first.proxy, first.admin];
+    first.sidecar.kill().await;
+    let _kept = ports.map(Port::keep);
+
+    // With the address file there is room for nothing more; without it, just as little.
+    let disk = SmallDisk::new(&folder, "64k");
+    let fill = |pages| std::fs::write(folder.join("ballast"), vec![b'x'; pages * PAGE]).unwrap();
+    let again = || {
+        let sidecar = disk.program(&binary("ambient-sidecar"));
+        let sidecar = sidecar.arg("--token-file").arg(token_file(&first.dir));
+        let sidecar = sidecar.args(["--upstream", NOWHERE]);
+        sidecar.env("AMBIENT_SIDECAR_ADDRESSES", &addresses).start()
+    };
+    fill(15);
+    let mut second = again();
+    for (port_of, address) in ["endpoint", "proxy", "admin"].iter().zip(ports) {
+        assert_eq!(second.listening(port_of).await, address);
+    }
+    second.kill().await;
+
+    std::fs::remove_file(&addresses).unwrap();
+    fill(16);
+    let mut third = again();
+    assert_eq!(third.wait().await.code(), Some(78));
+    let log = third.log().join("\n");
+    assert!(
+        log.contains("AMBIENT_SIDECAR_ADDRESSES: cannot write"),
+        "{log}"
+    );
+    assert!(log.contains("No space left"), "{log}");
 }
