@@ -185,7 +185,11 @@ impl Watches {
         }
         match api.get_opt(&name).await {
             Ok(Some(namespace)) if self.is_ours(&namespace.metadata) => {
-                info!(namespace = %name, "a namespace with sessions has lost our labels");
+                if self.is_labelled(&namespace.metadata) {
+                    debug!(namespace = %name, "a namespace was found before its watch told of it");
+                } else {
+                    info!(namespace = %name, "a namespace with sessions has lost our labels");
+                }
                 self.seen.namespace_seen(&found(&namespace.metadata));
             }
             Ok(_) => self.seen.namespace_absent(&name),
@@ -198,15 +202,24 @@ impl Watches {
         true
     }
 
+    /// Whether it has the labels by which we list and watch.
+    fn is_labelled(&self, namespace: &ObjectMeta) -> bool {
+        label(namespace, MANAGED) == Some("true")
+            && label(namespace, INSTALLATION) == Some(&self.installation)
+    }
+
     /// Whether sessions of ours may be in a namespace that is not labelled as ours.
     fn is_ours(&self, namespace: &ObjectMeta) -> bool {
-        let label = |name| namespace.labels.as_ref().and_then(|all| all.get(name));
-        let is_others = label(INSTALLATION).is_some_and(|it| *it != self.installation);
+        let is_others = label(namespace, INSTALLATION).is_some_and(|it| it != self.installation);
         let annotations = namespace.annotations.as_ref();
         let is_made_by_us = annotations.is_some_and(|all| all.contains_key(CREATED_BY));
-        let is_given = label(MANAGED).is_some_and(|it| it == "true");
+        let is_given = label(namespace, MANAGED) == Some("true");
         !is_others && (self.tenants || is_made_by_us || is_given)
     }
+}
+
+fn label<'a>(namespace: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    namespace.labels.as_ref()?.get(name).map(String::as_str)
 }
 
 fn found(metadata: &ObjectMeta) -> Found {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ambient_shared::clock::Clock;
 use ambient_testing::{
     DEADLINE,
     cluster::{Cluster, ClusterOptions},
@@ -13,12 +14,21 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::site::{Session, Site};
+use super::{
+    fresh::{LOOK, pushed, stay_fresh},
+    site::{Session, Site},
+};
 use crate::permissions;
 
-/// How long kube-apiserver is away: longer than any single call waits, and long enough for the Lease
-/// to be lost.
-const AWAY: Duration = Duration::from_secs(8);
+/// How long kube-apiserver is away: several times the time of the Lease, and longer than any single
+/// call waits.
+const AWAY: Duration = Duration::from_secs(30);
+
+/// How long it hangs: long enough for the Lease to be lost.
+const HANGS: Duration = Duration::from_secs(8);
+
+/// The life of tokens while it is away: several pass meanwhile.
+const LIFE: &str = "9s";
 
 /// A site with a project, and the program that runs.
 pub(super) async fn started(name: &str) -> (Site, Running) {
@@ -96,26 +106,32 @@ async fn sessions_outlast_a_kubernetes_that_is_away_or_hangs() {
     let mut cluster = Cluster::start(ClusterOptions::default());
     permissions::grant_for(&cluster, &permissions::usual());
     let site = Site::on(&cluster, "fault-away").await;
-    let mut program = site.program().env("CP_LEASE_DURATION", "6s").start();
+    let program = site.program().env("CP_LEASE_DURATION", "6s");
+    let mut program = program.env("CP_TOKEN_TTL", LIFE).start();
     let endpoint = program.listening("endpoint").await;
     site.create_project().await;
     let stays = running(&site).await;
-    let tokens = stays.exchange(endpoint).await;
     let pod = site.get(&stays.pod()).await.unwrap();
 
-    for hangs in [false, true] {
+    for (hangs, time) in [(false, AWAY), (true, HANGS)] {
         let (stopped, deleted) = (running(&site).await, running(&site).await);
+        let exchange = stays.exchange(endpoint).await;
         if hangs {
             cluster.freeze_api_server();
         } else {
             cluster.stop_api_server();
         }
         let began = Instant::now();
-        let new = site.create().await;
+        let mut new = vec![site.create().await];
         stopped.post("stop").await;
         deleted.delete().await;
-        while began.elapsed() < AWAY {
-            tokens.fetch().await.expect("a token");
+        while began.elapsed() < time {
+            let asked_at = Clock::system().now();
+            let token = exchange.fetch().await.expect("a token");
+            assert!(!token.is_expired(asked_at), "{token:?}");
+            if new.len() == 1 && began.elapsed() > time / 2 {
+                new.push(site.create().await);
+            }
             sleep(Duration::from_millis(500)).await;
         }
         stays.until_phase("Running").await;
@@ -125,21 +141,62 @@ async fn sessions_outlast_a_kubernetes_that_is_away_or_hangs() {
             cluster.start_api_server();
         }
 
-        new.runs(0).await;
-        new.until_phase("Running").await;
+        for session in &new {
+            session.runs(0).await;
+            session.until_phase("Running").await;
+            session.is_whole().await;
+        }
         stopped.finishes().await;
         stopped.until_phase("Stopped").await;
         deleted.finishes().await;
         deleted.is_gone().await;
-        stays.until_phase("Running").await;
+        for session in &new {
+            session.ends(0).await;
+            session.until_phase("Completed").await;
+        }
         let now = site.get(&stays.pod()).await.unwrap();
         assert_eq!(now["metadata"]["uid"], pod["metadata"]["uid"]);
-        for session in [&stays, &new] {
-            session.is_whole().await;
-        }
+        stays.is_whole().await;
         assert_eq!(site.get(&stopped.pod()).await, None);
-        tokens.fetch().await.expect("a token");
+        // Those that were pushed could not be renewed meanwhile.
+        let deadline = Instant::now() + DEADLINE;
+        while pushed(&stays).await.is_expired(Clock::system().now()) {
+            assert!(Instant::now() < deadline, "no new token is pushed");
+            sleep(LOOK).await;
+        }
+        stay_fresh(&stays, endpoint, Duration::ZERO).await;
+        stays.until_phase("Running").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_namespace_that_no_watch_has_told_of_yet_has_lost_nothing() {
+    let site = Site::new("fault-unheard").await;
+    let level = "info,ambient_control_plane=debug";
+    let mut program = site.program().env("LOG_LEVEL", level).start();
+    let watches = |call: &Call| {
+        let asked = asked(call);
+        (asked.verb, asked.resource.as_str()) == ("watch", "namespaces")
+    };
+    until("namespaces are watched", || site.kube.streams(watches) > 0).await;
+    let gap = site.kube.inject(usize::MAX, watches, Fault::Silent);
+    site.create_project().await;
+
+    running(&site).await;
+
+    let found =
+        |line: &Value| line["message"] == "a namespace was found before its watch told of it";
+    program.log_line("it was found by its name", found).await;
+    let path = format!("/api/v1/namespaces/{}", site.project);
+    let namespace = site.get(&path).await.unwrap();
+    assert_eq!(
+        namespace["metadata"]["labels"]["ambient-code.io/managed"],
+        "true"
+    );
+    let log = program.log();
+    let lost = |line: &String| line.contains("has lost our labels");
+    assert!(!log.iter().any(lost), "{log:#?}");
+    drop(gap);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
