@@ -6,13 +6,15 @@ use std::time::Duration;
 use ambient_testing::{
     DEADLINE,
     kube_proxy::{Asked, asked},
-    proxy::{Fault, Injected},
+    proxy::{Call, Fault, Injected},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{StreamExt as _, stream};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::site::{Session, Site};
+use super::site::{KEYS, Session, Site};
 use crate::scene::{Plan, Scene};
 
 /// Within this, others are served. A call that hangs is given up after a minute, so who waits
@@ -48,6 +50,13 @@ async fn have_pods(sessions: &[Session<'_>]) {
 fn hang(site: &Site, which: impl Fn(&Asked) -> bool + Send + Sync + 'static) -> Injected {
     let hang = move |call: &_| which(&asked(call));
     site.kube.inject(usize::MAX, hang, Fault::Hang)
+}
+
+/// Whether a token is written that replaces one. Of starts, the Secret has another manager.
+fn is_refresh(call: &Call) -> bool {
+    let of = asked(call);
+    (of.verb, of.resource.as_str()) == ("patch", "secrets")
+        && call.query.contains("ambient-control-plane-refresh")
 }
 
 /// When the token in a session's Secret was issued.
@@ -142,12 +151,6 @@ async fn a_refresh_that_hangs_delays_no_start_and_no_end() {
     }
     have_pods(&sessions).await;
 
-    // Of starts, the Secret has another manager.
-    let is_refresh = |call: &_| {
-        let of = asked(call);
-        (of.verb, of.resource.as_str()) == ("patch", "secrets")
-            && call.query.contains("ambient-control-plane-refresh")
-    };
     let refresh = site.kube.inject(usize::MAX, is_refresh, Fault::Hang);
     until("the refresh hangs", || refresh.hits() >= 16).await;
 
@@ -192,6 +195,51 @@ async fn starts_that_hang_delay_no_refresh_and_no_end() {
     let path = format!("/sessions/{}", running[0].id);
     site.rest(Method::DELETE, &path, None).await;
     running[0].is_gone().await;
+}
+
+/// Sessions whose tokens are all due at once.
+const CROWD: usize = 300;
+
+/// How long each of their writes takes: of all, with 16 at a time, several seconds.
+const WRITE: Duration = Duration::from_millis(200);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_refresh_of_very_many_tokens_delays_no_start() {
+    let site = Site::new("fault-crowd").await;
+    let _program = site.program().env("CP_REFRESH_INTERVAL", "1s").start();
+    let projects = ["fault-crowd-a", "fault-crowd-b", "fault-crowd-c"];
+    for project in projects {
+        site.create_project_of(project).await;
+    }
+    let crowd = projects.iter().cycle().take(CROWD);
+    let crowd = stream::iter(crowd).map(|project| site.create_in(project));
+    let start = async |session: Session<'_>| drop(session.runs(0).await);
+    crowd
+        .buffer_unordered(16)
+        .for_each_concurrent(16, start)
+        .await;
+
+    let late = site.kube.inject(usize::MAX, is_refresh, Fault::Late(WRITE));
+    // Each session's key is of a root that is old now.
+    let path = format!("/api/v1/namespaces/{}/secrets/{}", site.name, KEYS[1]);
+    let before = site.get(&path).await.unwrap();
+    let roots = json!({"data": {
+        "previous-root": before["data"]["root"], "root": STANDARD.encode([8; 32]),
+    }});
+    let rotated = site.ask(Method::PATCH, &path, Some(&roots)).await;
+    assert_eq!(rotated.0, 200, "{}", rotated.1);
+    until("the refresh has begun", || late.hits() > 0).await;
+    for project in projects {
+        let began = Instant::now();
+        let session = site.create_in(project).await;
+        site.wait_for(&session.pod(), |_| true).await;
+        let took = began.elapsed();
+        assert!(took < SOON, "its pod was made after {took:?}");
+    }
+
+    let begun = late.hits();
+    assert!(begun < CROWD, "{begun} of {CROWD} are written");
+    until("all are written", || late.hits() >= CROWD).await;
 }
 
 /// One project with ten thousand sessions that all fail to start, again and again.
