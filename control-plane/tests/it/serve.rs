@@ -22,6 +22,7 @@ mod authority;
 mod deleted;
 mod rotation;
 mod telemetry;
+mod tls;
 
 async fn api() -> (RealApi, TempDir) {
     let folder = tempfile::tempdir().unwrap();
