@@ -55,9 +55,9 @@ test: $(if $(NEEDS_CLUSTER),cluster-programs $(HELM)) ## Build everything and ru
 
 # On a node of this machine (as root), or on the cluster of E2E_KUBECONFIG; ARGS=NAME: only the
 # scenarios with NAME in theirs. Built as for `make test`, so that after it nothing is built anew.
-e2e: cluster-programs static ## Run sessions on a real kubelet, from POST to the end of their pods.
+e2e: cluster-programs static static-servers $(HELM) ## Run sessions on a real kubelet, from POST to the end of their pods.
 	$(CARGO) test --locked --workspace --no-run
-	KUBEBUILDER_ASSETS="$(CLUSTER)" "$(TARGET_DIR)/debug/e2e" $(ARGS)
+	KUBEBUILDER_ASSETS="$(CLUSTER)" HELM="$(HELM)/helm" "$(TARGET_DIR)/debug/e2e" $(ARGS)
 
 # BUILDER=docker REGISTRY=registry.example/ambient: by images/Dockerfile, ready to be pushed.
 ifeq ($(BUILDER),)

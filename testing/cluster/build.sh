@@ -28,13 +28,15 @@ build() { # module, package, binary, further linker flags
 case $what in
 cluster)
 	build etcd . etcd
+	build coredns . coredns
 	# Kubernetes refuses to start without its version.
 	kubernetes=$(sed -nE 's|^\s+k8s.io/kubernetes (v[0-9.]+)$|\1|p' "$here/kubernetes/go.mod")
 	[ "$kubernetes" ] || { echo "no version of k8s.io/kubernetes in its go.mod" >&2; exit 1; }
 	version=k8s.io/component-base/version
 	build kubernetes . kubernetes "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 \
 		-X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes") -X $version.gitTreeState=clean"
-	for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl; do
+	for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy \
+		kubectl; do
 		ln -s kubernetes "$new/$name"
 	done
 	;;

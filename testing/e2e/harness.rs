@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt as _;
 use tokio::time::timeout;
 
-/// Longest time of one scenario. The slowest takes a minute on a machine of two cores.
+/// Longest time of one scenario. The slowest takes a minute and a half on a busy machine of two cores.
 const LIMIT: Duration = Duration::from_secs(420);
 
 /// Where the scenario that panicked did so, and what it said.
@@ -48,7 +48,7 @@ impl Harness {
 
     /// Whether a scenario of this name is to run. One that is not is counted, or listed.
     pub fn wants(&mut self, name: &str) -> bool {
-        if !self.names.is_empty() && !self.names.iter().any(|part| name.contains(part)) {
+        if !self.is_named(name) {
             self.filtered += 1;
             return false;
         }
@@ -56,6 +56,11 @@ impl Harness {
             println!("{name}: test");
         }
         !self.list
+    }
+
+    /// Whether the names are for a scenario of this name.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|part| name.contains(part))
     }
 
     /// Runs a scenario, if it is wanted. What it gives is shown. Whether it failed.

@@ -21,6 +21,7 @@ use std::{
 use ambient_testing::{images::Image, node::needs};
 use clap::Parser;
 
+mod chart;
 mod harness;
 mod kube;
 mod leftovers;
@@ -102,29 +103,51 @@ async fn run(arguments: Arguments) -> ExitCode {
         let killed = leftovers::killed(&arguments.binaries);
         harness.run(leftovers::KILLED, killed).await;
     }
-    let target = async {
-        match arguments.kubeconfig {
-            Some(kubeconfig) => Target::existing(kubeconfig, arguments.address).await,
-            None => Target::on_this_machine(&images),
+    if scenarios::in_order().any(|name| harness.is_named(name)) {
+        let target = async {
+            match arguments.kubeconfig {
+                Some(kubeconfig) => Target::existing(kubeconfig, arguments.address).await,
+                None => Target::on_this_machine(&images),
+            }
+        };
+        let Some(target) = harness.set_up("the cluster", target).await else {
+            return harness.end();
+        };
+        println!("{target}");
+        if existing {
+            println!(
+                "the images must be on its nodes: `make images`, then, for kind, `kind load \
+                 image-archive FILE` for each"
+            );
         }
-    };
-    let Some(target) = harness.set_up("the cluster", target).await else {
-        return harness.end();
-    };
-    println!("{target}");
-    if existing {
-        println!(
-            "the images must be on its nodes: `make images`, then, for kind, `kind load \
-             image-archive FILE` for each"
-        );
+        if let Some(target) = scenarios::run(&mut harness, target).await
+            && !existing
+        {
+            let ended = leftovers::ended(target, outside);
+            harness.run(leftovers::ENDED, ended).await;
+        }
+    } else {
+        for name in scenarios::in_order() {
+            harness.wants(name);
+        }
     }
-    if let Some(target) = scenarios::run(&mut harness, target).await
-        && !existing
-    {
-        let ended = leftovers::ended(target, outside);
-        harness.run(leftovers::ENDED, ended).await;
+    if !existing && harness.wants(chart::NAME) {
+        install(&mut harness, &arguments.binaries).await;
     }
     harness.end()
+}
+
+/// The chart, on a node of its own.
+async fn install(harness: &mut Harness, binaries: &Path) {
+    let node = async { chart::node(binaries) };
+    let Some(target) = harness.set_up("a node for the chart", node).await else {
+        return;
+    };
+    if harness.run(chart::NAME, chart::life(&target)).await {
+        for namespace in [chart::NAMESPACE, chart::PROJECT] {
+            println!("{}", target.scene(namespace).await);
+        }
+    }
 }
 
 fn write_images(binaries: &Path, folder: &Path) -> ExitCode {

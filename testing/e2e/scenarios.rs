@@ -1,6 +1,6 @@
 //! What is shown on the cluster, in order.
 
-use crate::{harness::Harness, leftovers, system::System, target::Target};
+use crate::{chart, harness::Harness, leftovers, system::System, target::Target};
 
 pub mod by_hand;
 mod ends;
@@ -25,8 +25,14 @@ const ALL: [&str; 7] = [
 
 /// Names of all scenarios, in order.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let first = [leftovers::KILLED, BY_HAND];
-    first.into_iter().chain(ALL).chain([leftovers::ENDED])
+    let ours = [leftovers::KILLED].into_iter().chain(in_order());
+    ours.chain([chart::NAME])
+}
+
+/// Names of those that run one after the other on one cluster.
+pub fn in_order() -> impl Iterator<Item = &'static str> {
+    let by_hand = [BY_HAND].into_iter();
+    by_hand.chain(ALL).chain([leftovers::ENDED])
 }
 
 /// Runs all that are wanted; gives the cluster back, without the system.

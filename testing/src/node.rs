@@ -30,6 +30,7 @@ mod config;
 mod ground;
 pub mod leftovers;
 pub mod needs;
+mod services;
 
 use ground::Ground;
 pub use ground::Traces;
@@ -100,12 +101,22 @@ impl Machine {
     /// What a cluster needs so that the node can join it.
     pub fn cluster_options(&self) -> ClusterOptions {
         ClusterOptions {
-            users: vec![USER],
+            users: vec![USER, services::PROXY],
             bind: self.address(),
             advertise: self.address(),
             nodes: true,
             ..ClusterOptions::default()
         }
+    }
+
+    /// A folder for a local volume of this name; it goes with the node.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        let folder = self.path("volumes").join(name);
+        fs::create_dir_all(&folder).expect("disk is there");
+        folder
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -202,7 +213,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a kubelet on this machine, joins the cluster and waits until the node is ready.
+    /// Starts a kubelet on this machine, joins the cluster and waits until the node is ready. Pods
+    /// reach Services by their names: kube-proxy and CoreDNS run beside it.
     ///
     /// # Panics
     /// When it does not become ready, with the kubelet's last words.
@@ -224,6 +236,7 @@ impl Node {
             format!("--cert-dir={}", machine.path("certificates").display()),
         ];
         machine.run(&kubelet, &arguments);
+        machine.run_services(cluster);
         machine.wait_until("kubelet", |_| is_ready(cluster));
         Self { machine }
     }
@@ -242,7 +255,7 @@ impl Node {
     /// Its logs and containerd's, for a failure.
     pub fn scene(&self) -> String {
         let mut scene = String::new();
-        for program in ["kubelet", "containerd"] {
+        for program in ["kubelet", "containerd", "kube-proxy", "coredns"] {
             let words = self.machine.last_words(program);
             let _ = write!(scene, "--- {program}\n{words}\n");
         }

@@ -80,6 +80,39 @@ pub(super) fn network(ground: &Ground) -> String {
     .to_string()
 }
 
+/// kube-proxy's.
+pub(super) fn proxy(ground: &Ground, kubeconfig: &Path) -> String {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "iptables",
+        "clientConnection": { "kubeconfig": kubeconfig },
+        "hostnameOverride": super::NAME,
+        "clusterCIDR": ground.pods,
+        "healthzBindAddress": format!("{}:10256", ground.inside),
+        // Pods share a bridge: without it an answer would not pass here on its way back.
+        "iptables": { "masqueradeAll": true, "localhostNodePorts": false },
+        // The machine's limits are nobody's business here.
+        "conntrack": {
+            "maxPerCore": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
+    })
+    .to_string()
+}
+
+/// CoreDNS's: names of Services, and no others.
+pub(super) fn names(ground: &Ground, kubeconfig: &Path) -> String {
+    format!(
+        "cluster.local:53 {{\n  bind {}\n  errors\n  ready {}:8181\n  \
+         kubernetes cluster.local {{\n    kubeconfig {}\n  }}\n}}\n",
+        ground.inside,
+        ground.inside,
+        kubeconfig.display()
+    )
+}
+
 /// The kubelet's; JSON is YAML too.
 pub(super) fn kubelet(ground: &Ground, ca: &Path) -> String {
     json!({
@@ -101,8 +134,8 @@ pub(super) fn kubelet(ground: &Ground, ca: &Path) -> String {
         "healthzPort": 0,
         "readOnlyPort": 0,
         "makeIPTablesUtilChains": false,
-        // Names of services are not known here; whoever asks is refused at once.
-        "clusterDNS": [ground.outside],
+        // Other names than those of Services are refused at once.
+        "clusterDNS": [ground.inside],
         "clusterDomain": "cluster.local",
         "resolvConf": ground.folder.join("resolv.conf"),
         "volumePluginDir": ground.folder.join("plugins"),

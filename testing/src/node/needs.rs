@@ -5,12 +5,13 @@ use std::{fs, path::Path, process::Command};
 use super::{config, leftovers};
 
 /// Programs that must be in `PATH`, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("ip", "iproute2"),
+    ("iptables", "iptables"),
     ("nsenter", "util-linux"),
     ("hostname", "hostname"),
     ("curl", "curl"),
