@@ -1,11 +1,16 @@
-//! Our archives hold what `images/Dockerfile` copies.
+//! Our archives hold the same files as what `images/Dockerfile` builds, and start in the same way.
+//!
+//! Without a builder: its instructions are followed here, in folders in place of images. The one that
+//! compiles is run with a `make` that writes a few bytes in place of each program.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use super::*;
 
-/// What one target of a Dockerfile comes to, by its instructions and those of what it is from.
+/// What one target comes to.
 #[derive(Debug, Default, Clone)]
 struct Target {
-    files: BTreeMap<String, String>,
+    files: Tree,
     user: String,
     folder: String,
     entrypoint: Value,
@@ -13,17 +18,63 @@ struct Target {
     labels: BTreeMap<String, String>,
 }
 
+/// Mode and content by path; none for a folder.
+type Tree = BTreeMap<String, (u32, Option<Vec<u8>>)>;
+
+/// All that is in a folder.
+fn tree(root: &Path) -> Tree {
+    let mut tree = Tree::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            let mode = fs::symlink_metadata(&path).unwrap().mode() & 0o7777;
+            assert!(!path.is_symlink(), "{name} is a link");
+            let content = path.is_file().then(|| fs::read(&path).unwrap());
+            if content.is_none() {
+                folders.push(path);
+            }
+            tree.insert(name, (mode, content));
+        }
+    }
+    tree
+}
+
+/// What an image's only layer unpacks to; all of it belongs to root.
+fn layer_of(image: &Image) -> Tree {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("layer.tar");
+    fs::write(&file, &image.layer).unwrap();
+    let to = folder.path().join("content");
+    fs::create_dir(&to).unwrap();
+    let tar = |arguments: &[&str]| {
+        let mut command = Command::new("tar");
+        command.args(arguments).arg("--file").arg(&file);
+        let output = command.arg("--directory").arg(&to).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    tar(&["--extract", "--preserve-permissions"]);
+    for line in tar(&["--list", "--verbose", "--numeric-owner"]).lines() {
+        assert_eq!(line.split_whitespace().nth(1), Some("0/0"), "{line}");
+    }
+    tree(&to)
+}
+
 /// Lines with their continuations, without comments.
-fn instructions(text: &str) -> Vec<String> {
+fn instructions() -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/Dockerfile");
+    let text = fs::read_to_string(path).unwrap();
     let lines = text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'));
     let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
-    let joined = joined
+    joined
         .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
-    joined.map(str::to_owned).collect()
+        .filter_map(|line| line.trim().split_once(' '))
+        .map(|(instruction, rest)| (instruction.to_owned(), rest.trim().to_owned()))
+        .collect()
 }
 
 /// `KEY=value KEY="a value"`.
@@ -41,37 +92,92 @@ fn pairs(text: &str) -> Vec<(String, String)> {
     pairs
 }
 
+/// What stands in for a compiled program.
+fn program(name: &str) -> Vec<u8> {
+    [fake_binary(1), name.as_bytes().to_vec()].concat()
+}
+
+/// The stage that compiles, as a folder.
+fn compile(root: &Path, script: &str) {
+    let (source, programs) = (root.join("src"), root.join("programs"));
+    for folder in [&source, &programs] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    for (name, _) in OURS {
+        fs::write(programs.join(name), program(name)).unwrap();
+    }
+    let make = root.join("make");
+    let copies = "#!/bin/sh\n[ \"$*\" = \"static static-servers\" ] || exit 1\n\
+                  mkdir dist && cp ../programs/* dist/\n";
+    fs::write(&make, copies).unwrap();
+    fs::set_permissions(&make, fs::Permissions::from_mode(0o755)).unwrap();
+    // Absolute paths are of the image.
+    let script = script.replace(" /", &format!(" {}/", root.display()));
+    let path = format!("{}:{}", root.display(), std::env::var("PATH").unwrap());
+    let mut shell = Command::new("sh");
+    shell.arg("-euc").arg(&script).current_dir(&source);
+    let output = shell.env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+}
+
+/// `COPY [--chmod=MODE] --from=build FROM TO`.
+fn copy(root: &Path, arguments: &str, files: &mut Tree) {
+    let (options, paths): (Vec<_>, Vec<_>) = arguments
+        .split_whitespace()
+        .partition(|word| word.starts_with("--"));
+    let [from, to] = paths[..] else {
+        panic!("COPY {arguments}")
+    };
+    let mut mode = None;
+    for option in options {
+        match option.split_once('=') {
+            Some(("--from", "build")) => {}
+            Some(("--chmod", octal)) => mode = Some(u32::from_str_radix(octal, 8).unwrap()),
+            _ => panic!("COPY {arguments}"),
+        }
+    }
+    let from = root.join(from.trim_start_matches('/'));
+    let to = to.trim_start_matches('/');
+    if from.is_dir() {
+        assert_eq!((mode, to), (None, ""), "COPY {arguments}");
+        files.extend(tree(&from));
+        return;
+    }
+    let is = fs::metadata(&from).unwrap_or_else(|error| panic!("COPY {arguments}: {error}"));
+    let mode = mode.unwrap_or(is.mode() & 0o7777);
+    files.insert(to.to_owned(), (mode, Some(fs::read(&from).unwrap())));
+}
+
 fn targets() -> BTreeMap<String, Target> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/Dockerfile");
-    let text = fs::read_to_string(path).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
     let mut stages: BTreeMap<String, Target> = BTreeMap::new();
     let mut at = String::new();
-    for line in instructions(&text) {
-        let (instruction, rest) = line.split_once(' ').unwrap_or((&line, ""));
+    for (instruction, rest) in instructions() {
         if instruction == "FROM" {
             let (from, name) = rest.split_once(" AS ").expect("each stage has a name");
-            let base = stages.get(from).cloned().unwrap_or_default();
+            let base = match from {
+                "${RUST_IMAGE}" | "scratch" => Target::default(),
+                other => stages[other].clone(),
+            };
             name.clone_into(&mut at);
             stages.insert(at.clone(), base);
             continue;
         }
         let Some(stage) = stages.get_mut(&at) else {
+            assert_eq!(instruction, "ARG");
             continue;
         };
-        match instruction {
-            "USER" => rest.clone_into(&mut stage.user),
-            "WORKDIR" => rest.clone_into(&mut stage.folder),
-            "ENTRYPOINT" => stage.entrypoint = serde_json::from_str(rest).unwrap(),
-            "ENV" => stage.variables = vec![rest.to_owned()],
-            "LABEL" => stage.labels.extend(pairs(rest)),
-            "COPY" => {
-                let words: Vec<_> = rest.split(' ').filter(|it| !it.starts_with("--")).collect();
-                let [from, to] = words[..] else {
-                    panic!("{line}")
-                };
-                stage.files.insert(to.to_owned(), from.to_owned());
-            }
-            _ => {}
+        match (at.as_str(), instruction.as_str()) {
+            ("build", "RUN") => compile(root, &rest),
+            ("build", _) | (_, "ARG") => {}
+            (_, "USER") => rest.clone_into(&mut stage.user),
+            (_, "WORKDIR") => rest.clone_into(&mut stage.folder),
+            (_, "ENTRYPOINT") => stage.entrypoint = serde_json::from_str(&rest).unwrap(),
+            (_, "ENV") => stage.variables = vec![rest],
+            (_, "LABEL") => stage.labels.extend(pairs(&rest)),
+            (_, "COPY") => copy(root, &rest, &mut stage.files),
+            (_, other) => panic!("what would {other} do here?"),
         }
     }
     stages
@@ -79,7 +185,7 @@ fn targets() -> BTreeMap<String, Target> {
 
 fn image(name: &'static str) -> Image {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join(name), fake_binary(1)).unwrap();
+    fs::write(folder.path().join(name), program(name)).unwrap();
     Image::of_ours(name, folder.path()).unwrap()
 }
 
@@ -91,17 +197,13 @@ fn each_program_has_a_target_that_gives_the_same_image() {
             .get(name)
             .unwrap_or_else(|| panic!("no target {name}"));
         let image = image(name);
-        let program = format!("/{name}");
-        let from_build = BTreeMap::from([
-            // The folder `tmp`, which is empty.
-            ("/".to_owned(), "/empty/".to_owned()),
-            (program.clone(), format!("/src/dist/{name}")),
-        ]);
-        assert_eq!(target.files, from_build, "{name}");
-        assert_eq!(
-            unpacked(&image.layer).into_keys().collect::<Vec<_>>(),
-            [name]
-        );
+        let files = layer_of(&image);
+        assert_eq!(files, target.files, "{name}");
+        // And these are they.
+        assert_eq!(files[name], (0o755, Some(program(name))));
+        assert_eq!(files["tmp"], (0o1777, None));
+        assert_eq!(files.len(), 2, "{name}");
+
         let config = &image.config;
         assert_eq!(config["User"], target.user);
         assert_eq!(config["WorkingDir"], target.folder);
@@ -121,12 +223,26 @@ fn each_program_has_a_target_that_gives_the_same_image() {
 }
 
 #[test]
+fn the_chart_asks_for_images_that_are_made() {
+    let values =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/ambient-control-plane/values.yaml");
+    let values = fs::read_to_string(values).unwrap();
+    let mut asked: Vec<_> = values
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("repository: "))
+        .collect();
+    let mut made: Vec<_> = OURS.iter().map(|(name, _)| *name).collect();
+    asked.sort_unstable();
+    made.sort_unstable();
+    assert_eq!(asked, made);
+}
+
+#[test]
 fn the_dockerfile_ends_in_nothing_but_static_programs() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/Dockerfile");
-    let text = fs::read_to_string(path).unwrap();
-    let bases: Vec<_> = instructions(&text)
+    let bases: Vec<_> = instructions()
         .into_iter()
-        .filter_map(|line| Some(line.strip_prefix("FROM ")?.split_once(' ')?.0.to_owned()))
+        .filter(|(instruction, _)| instruction == "FROM")
+        .filter_map(|(_, rest)| Some(rest.split_once(' ')?.0.to_owned()))
         .collect();
     assert_eq!(bases[..2], ["${RUST_IMAGE}", "scratch"]);
     assert!(bases[2..].iter().all(|it| it == "common"), "{bases:?}");
