@@ -11,6 +11,8 @@ use serde_json::Value;
 mod alerts;
 mod hardening;
 mod install;
+mod kustomize;
+mod placement;
 mod readme;
 mod refusals;
 mod rules;
@@ -32,6 +34,20 @@ fn value_sets() -> Vec<(String, PathBuf)> {
         .collect();
     sets.sort();
     sets
+}
+
+/// Those, and the chart's examples.
+fn all_values() -> Vec<(String, PathBuf)> {
+    let examples = fs::read_dir(chart().join("examples")).unwrap();
+    let examples = examples.map(|entry| {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        (format!("example-{name}"), path.clone())
+    });
+    let mut all = value_sets();
+    all.extend(examples);
+    assert!(all.len() > 14, "{all:?}");
+    all
 }
 
 fn value_set(name: &str) -> PathBuf {
@@ -63,4 +79,13 @@ fn title(object: &Value) -> String {
         text(object, "/kind"),
         text(object, "/metadata/name")
     )
+}
+
+/// The pod of an object that makes pods, or is one.
+fn pod_of(object: &Value) -> Option<Value> {
+    match text(object, "/kind") {
+        "Deployment" | "StatefulSet" | "Job" => Some(object["spec"]["template"].clone()),
+        "Pod" => Some(object.clone()),
+        _ => None,
+    }
 }

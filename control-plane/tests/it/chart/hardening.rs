@@ -37,15 +37,6 @@ impl Findings {
     }
 }
 
-/// The pod of an object that makes pods, or is one.
-fn pod(object: &Value) -> Option<Value> {
-    match text(object, "/kind") {
-        "Deployment" | "StatefulSet" | "Job" => Some(object["spec"]["template"].clone()),
-        "Pod" => Some(object.clone()),
-        _ => None,
-    }
-}
-
 fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
     value
         .pointer(pointer)
@@ -55,7 +46,7 @@ fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> 
 }
 
 fn check_pod(object: &Value, findings: &mut Findings) {
-    let Some(pod) = pod(object) else { return };
+    let Some(pod) = pod_of(object) else { return };
     let spec = &pod["spec"];
     let mut check = |holds: bool, what: &str| findings.check(holds, object, what);
     for host in ["hostNetwork", "hostPID", "hostIPC"] {
@@ -193,7 +184,7 @@ fn is_covered(objects: &[Value], labels: &Value) -> bool {
 fn nothing_is_softer_than_it_must_be() {
     let mut findings = Findings(Vec::new());
     let mut pods = 0;
-    for (name, values) in value_sets() {
+    for (name, values) in all_values() {
         let objects = render(&[&values], &[]);
         for object in &objects {
             check_pod(object, &mut findings);
@@ -208,7 +199,7 @@ fn nothing_is_softer_than_it_must_be() {
             );
             let given = ["whole", "runners"].contains(&name.as_str());
             findings.check(kind != "Secret" || given, object, "is a Secret nobody gave");
-            if let Some(pod) = pod(object) {
+            if let Some(pod) = pod_of(object) {
                 pods += 1;
                 // The one set that switches them off.
                 let covered = name == "second" || is_covered(&objects, &pod["metadata"]["labels"]);
@@ -246,9 +237,9 @@ fn a_restricted_namespace_takes_all_pods() {
         cluster.request("POST", &format!("{path}/pods?dryRun=All"), Some(&body))
     };
     let mut tried = 0;
-    for (name, values) in value_sets() {
+    for (name, values) in all_values() {
         for object in render(&[&values], &[]) {
-            let Some(pod) = pod(&object) else { continue };
+            let Some(pod) = pod_of(&object) else { continue };
             let mut spec = pod["spec"].clone();
             // The StatefulSet's own volume comes from its template.
             if text(&object, "/kind") == "StatefulSet" {

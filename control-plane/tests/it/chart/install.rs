@@ -85,6 +85,19 @@ impl Scene {
         self.helm.run(&arguments)
     }
 
+    /// What is installed is what `helm template` shows, with nothing added on the way.
+    fn has_what_template_gives(&self) {
+        let sorted = |yaml: &str| {
+            let mut objects = objects(yaml);
+            objects.sort_by_key(|it| format!("{} {}", text(it, "/metadata/namespace"), title(it)));
+            objects
+        };
+        let shown = self.helm(&["template", "--no-hooks"], &[]).unwrap();
+        let get = ["get", "manifest", "ambient", "--namespace", NAMESPACE];
+        let installed = self.helm.run(&get).unwrap();
+        assert_eq!(sorted(&installed), sorted(&shown));
+    }
+
     fn own(&self, path: &str) -> Option<Value> {
         self.cluster
             .get(&format!("/api/v1/namespaces/{NAMESPACE}/{path}"))
@@ -197,6 +210,7 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
         assert!(said.contains(words), "{said}");
     }
     assert!(!said.contains(SERVICE), "{said}");
+    scene.has_what_template_gives();
 
     // A session by the rights that helm gave, and no others.
     let mut control_plane = scene.control_plane().await;

@@ -62,7 +62,13 @@ fn each_set_of_values_gives_what_it_gave() {
 fn each_set_of_values_is_taken_by_a_kubernetes_api() {
     let cluster = Cluster::shared();
     // Another test may have made some of them already.
-    for namespace in [NAMESPACE, "images", "vault", "ambient-code--config"] {
+    for namespace in [
+        NAMESPACE,
+        "images",
+        "agents",
+        "vault",
+        "ambient-code--config",
+    ] {
         let body = json!({"metadata": {"name": namespace}});
         let (status, answer) = cluster.request("POST", "/api/v1/namespaces", Some(&body));
         assert!(matches!(status, 201 | 409), "{answer}");
@@ -84,7 +90,7 @@ fn each_set_of_values_is_taken_by_a_kubernetes_api() {
         });
     }
     let helm = Helm::offline();
-    for (name, values) in value_sets() {
+    for (name, values) in all_values() {
         let rendered = helm.template(NAMESPACE, &[&values], &[]).unwrap();
         let file = cluster.folder().join(format!("chart-{name}.yaml"));
         fs::write(&file, rendered).unwrap();
