@@ -94,7 +94,7 @@ async fn serve(settings: &LocalSettings, metrics: MetricsPage) -> Result<u8, Loc
         local.say_how_to_talk();
         local.run(shutdown).await
     };
-    tasks.around(DRAIN, serving).await?.close()?;
+    tasks.around(DRAIN, Box::pin(serving)).await?.close()?;
     Ok(0)
 }
 

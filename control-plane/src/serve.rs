@@ -89,7 +89,8 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let admin = bind_admin(&settings).await?;
     let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
     tasks.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
-    tasks.around(DRAIN, serve(settings, &known, shutdown)).await
+    let serving = Box::pin(serve(settings, &known, shutdown));
+    tasks.around(DRAIN, serving).await
 }
 
 /// All but signals and the admin port.

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -70,7 +71,7 @@ impl fmt::Debug for SessionRoot {
 #[derive(Clone)]
 pub struct SessionKey {
     text: SecretString,
-    hmac: hmac::Key,
+    hmac: Arc<hmac::Key>,
 }
 
 impl SessionKey {
@@ -82,7 +83,7 @@ impl SessionKey {
 
     fn new(text: String) -> Self {
         Self {
-            hmac: hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes()),
+            hmac: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes())),
             text: SecretString::from(text),
         }
     }

@@ -214,7 +214,7 @@ pub struct Node {
 
 impl Node {
     /// Starts a kubelet on this machine, joins the cluster and waits until the node is ready. Pods
-    /// reach Services by their names: kube-proxy and CoreDNS run beside it.
+    /// reach Services by their names: kube-proxy and `CoreDNS` run beside it.
     ///
     /// # Panics
     /// When it does not become ready, with the kubelet's last words.

@@ -211,14 +211,13 @@ impl Exchange {
         }
         let body = answer::body(&token).ok_or(Refusal::NoToken)?;
         let answered = Answered { token, body };
-        match known {
-            Some(known) => known.answers(answered.clone()),
-            None => {
-                let got = answered.clone();
-                self.decryptor
-                    .remember(&ciphertext, subject.session, got)
-                    .await;
-            }
+        let got = answered.clone();
+        if let Some(known) = known {
+            known.answers(got);
+        } else {
+            self.decryptor
+                .remember(&ciphertext, subject.session, got)
+                .await;
         }
         Ok(Granted {
             answered,

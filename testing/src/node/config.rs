@@ -102,7 +102,7 @@ pub(super) fn proxy(ground: &Ground, kubeconfig: &Path) -> String {
     .to_string()
 }
 
-/// CoreDNS's: names of Services, and no others.
+/// `CoreDNS`'s: names of Services, and no others.
 pub(super) fn names(ground: &Ground, kubeconfig: &Path) -> String {
     format!(
         "cluster.local:53 {{\n  bind {}\n  errors\n  ready {}:8181\n  \

@@ -1,4 +1,4 @@
-//! Services on the node: kube-proxy for their addresses, CoreDNS for their names.
+//! Services on the node: kube-proxy for their addresses, `CoreDNS` for their names.
 //!
 //! Both are programs of the node rather than pods, so that a pod's names do not wait for another
 //! pod.
