@@ -235,6 +235,8 @@ fn roles(settings: &RuleSettings) -> Vec<Role> {
         &["get", "patch"],
         &secret::SECRETS,
     ));
+    // About its own pod.
+    own.push(rule("events.k8s.io", &["events"], &["create"]));
     for SecretRef { namespace, name } in &settings.copied {
         let there = by_namespace.entry(namespace).or_default();
         there.push(named(CORE, &["secrets"], &["get"], &[name]));

@@ -57,12 +57,14 @@ use crate::{
 };
 
 mod error;
+mod notices;
 mod readiness;
 mod session_tokens;
 mod term;
 
 pub use error::ServeError;
-use readiness::{Known, readiness};
+use notices::Notices;
+use readiness::{Known, Start};
 use term::Leads;
 
 /// How long what runs may take to end when the program is asked to: below the 30 s that Kubernetes
@@ -85,18 +87,18 @@ pub async fn run(settings: ServeSettings, metrics: MetricsPage) -> Result<(), Se
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_fallible("signals", cancel_on_signal(shutdown.clone()));
-    let known: Arc<OnceLock<Known>> = Arc::default();
+    let start: Arc<Start> = Arc::default();
     let admin = bind_admin(&settings).await?;
-    let routes = admin::routes(metrics, readiness(Arc::clone(&known)));
+    let routes = admin::routes(metrics, Arc::clone(&start).readiness());
     tasks.spawn_fallible("admin", admin::serve(admin, routes, shutdown.clone()));
-    let serving = Box::pin(serve(settings, &known, shutdown));
+    let serving = Box::pin(serve(settings, &start, shutdown));
     tasks.around(DRAIN, serving).await
 }
 
 /// All but signals and the admin port.
 async fn serve(
     settings: ServeSettings,
-    known: &OnceLock<Known>,
+    start: &Arc<Start>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let leadership = Leadership::default();
@@ -105,11 +107,37 @@ async fn serve(
         Fence::new(move || leadership.is_held())
     };
     let clients = cluster::connect(&settings.cluster, fence.clone()).await?;
+    let notices = Notices::of(
+        clients.own.clone(),
+        &settings.kubernetes.namespace,
+        &settings.replica,
+        settings.pod_uid.as_deref(),
+    );
+    let ready = Arc::clone(start).readiness();
+    let parts = Box::pin(run_parts(
+        settings, clients, fence, leadership, start, shutdown,
+    ));
+    match notices {
+        Some(notices) => notices.during(ready, parts).await,
+        None => parts.await,
+    }
+}
+
+/// Loads the keys, then runs all parts.
+async fn run_parts(
+    settings: ServeSettings,
+    clients: Clients,
+    fence: Fence,
+    leadership: Leadership,
+    start: &Start,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let store = SecretKeypairStore {
         client: clients.own.clone(),
         namespace: settings.kubernetes.namespace.clone(),
     };
-    let Some(keys) = load_keys(&store, settings.issuer.minted_life(), &shutdown).await? else {
+    let minted_life = settings.issuer.minted_life();
+    let Some(keys) = load_keys(&store, minted_life, start, &shutdown).await? else {
         return Ok(());
     };
     let elector = Elector::new(
@@ -123,7 +151,7 @@ async fn serve(
     let keys = Keyring::new(keys);
     let plane = ControlPlane::bind(settings, clients, fence, elector, store, keys).await?;
     // Set once, here.
-    let _ = known.set(Known {
+    let _ = start.known.set(Known {
         sessions: plane.leads.controller.cache(),
         backend: plane.leads.backend.clone(),
         leadership,
@@ -148,6 +176,7 @@ async fn bind_admin(settings: &ServeSettings) -> Result<TcpListener, ServeError>
 async fn load_keys(
     store: &SecretKeypairStore,
     minted_life: Option<Duration>,
+    start: &Start,
     shutdown: &CancellationToken,
 ) -> Result<Option<Keys>, ServeError> {
     let mut backoff = Backoff::new(Policy::default());
@@ -168,7 +197,9 @@ async fn load_keys(
             Ok(keys) => return Ok(Some(keys)),
             Err(error) if error.exit_code() == exit::CONFIG => return Err(error.into()),
             Err(error) => {
-                warn!(reason = %exit::report(&error), "cannot load the keys; trying again");
+                let reason = exit::report(&error);
+                warn!(%reason, "cannot load the keys; trying again");
+                start.no_keys(reason);
             }
         }
         let pause = sleep(backoff.next_wait());

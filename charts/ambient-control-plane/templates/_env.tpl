@@ -3,6 +3,8 @@
 {{- $secret := dict "root" . }}
 - name: CP_RUNTIME_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: AMBIENT_POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 {{- include "ambient.plainEnv" . }}
 {{- with .Values.credential.apiToken }}
 {{- if include "ambient.isGiven" . }}
@@ -106,7 +108,7 @@
 {{- $_ := set $env "SSL_CERT_DIR" "/etc/ambient/trusted-cas" }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- if or (get $env .name) (has .name (list "CP_RUNTIME_NAMESPACE" "AMBIENT_API_TOKEN" "OIDC_CLIENT_SECRET" "ANTHROPIC_API_KEY")) }}
+{{- if or (get $env .name) (has .name (list "CP_RUNTIME_NAMESPACE" "AMBIENT_POD_UID" "AMBIENT_API_TOKEN" "OIDC_CLIENT_SECRET" "ANTHROPIC_API_KEY")) }}
 {{- fail (printf "extraEnv sets %s, which another value sets already" .name) }}
 {{- end }}
 {{- end }}

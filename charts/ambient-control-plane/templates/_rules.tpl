@@ -77,6 +77,10 @@ The control plane's permissions. control-plane/src/rules.rs has them for the pro
   resources: [secrets]
   verbs: [get, patch]
   resourceNames: [ambient-cp-token-keypair, ambient-cp-session-root, ambient-cp-signing-key]
+# About its own pod.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
 {{- end }}
 
 {{/* In namespaces that values name: a map from namespace to rules, as JSON. */}}

@@ -38,7 +38,7 @@ use settings::{KubernetesSettings, Platform};
 use watches::Watches;
 
 mod ending;
-mod events;
+pub(crate) mod events;
 mod follow;
 mod look;
 mod managed;

@@ -5,11 +5,20 @@
 //! API server is away, no replica that starts can know them, and sessions that run must be able to
 //! reach one: the one that leads, as then no other serves, once it sees a run that it can vouch for.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ambient_shared::admin::Readiness;
 
 use crate::{backend::Backend, leader::Leadership, sessions::SessionCache};
+
+/// How far the start has come.
+#[derive(Default)]
+pub(super) struct Start {
+    /// Why the keys could not be loaded at last.
+    no_keys: Mutex<Option<String>>,
+    /// Set once the keys are loaded.
+    pub(super) known: OnceLock<Known>,
+}
 
 /// What is known once the keys are loaded.
 pub(super) struct Known {
@@ -18,13 +27,30 @@ pub(super) struct Known {
     pub(super) leadership: Leadership,
 }
 
-/// Answers by what is known.
-pub(super) fn readiness(known: Arc<OnceLock<Known>>) -> Readiness {
-    Arc::new(move || match known.get() {
-        None => Err("the keys are not loaded yet".to_owned()),
-        Some(known) if known.is_ready() => Ok(()),
-        Some(_) => Err("the API server's sessions are not listed yet".to_owned()),
-    })
+impl Start {
+    /// That the keys could not be loaded, and why.
+    pub(super) fn no_keys(&self, why: String) {
+        let mut no_keys = self.no_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        *no_keys = Some(why);
+    }
+
+    /// Answers by what is known; when that is not enough, with what stands in the way.
+    pub(super) fn readiness(self: Arc<Self>) -> Readiness {
+        Arc::new(move || {
+            let (what, why) = match self.known.get() {
+                Some(known) if known.is_ready() => return Ok(()),
+                Some(known) => (
+                    "the API server's sessions are not listed",
+                    known.sessions.trouble(),
+                ),
+                None => {
+                    let why = self.no_keys.lock().unwrap_or_else(PoisonError::into_inner);
+                    ("the keys are not loaded", why.clone())
+                }
+            };
+            Err(why.map_or_else(|| format!("{what} yet"), |why| format!("{what}: {why}")))
+        })
+    }
 }
 
 impl Known {

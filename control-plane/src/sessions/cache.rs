@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use ambient_shared::{phase::Phase, session::SessionId};
@@ -23,6 +23,8 @@ pub struct SessionCache(Arc<Shared>);
 struct Shared {
     state: RwLock<State>,
     synced: watch::Sender<bool>,
+    /// Why sessions could not be listed or watched at last.
+    trouble: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -87,6 +89,7 @@ impl SessionCache {
         Self(Arc::new(Shared {
             state: RwLock::default(),
             synced: watch::Sender::new(false),
+            trouble: Mutex::default(),
         }))
     }
 
@@ -120,6 +123,22 @@ impl SessionCache {
     /// not exist, as far as the cache can say.
     pub fn is_synced(&self) -> bool {
         *self.0.synced.borrow()
+    }
+
+    /// Why sessions could not be listed or watched when that was last tried in vain.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.0.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// That they could not.
+    pub(crate) fn troubled(&self, why: String) {
+        let mut trouble = self
+            .0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *trouble = Some(why);
     }
 
     /// Waits until [`SessionCache::is_synced`].

@@ -158,7 +158,9 @@ impl Feed {
             }
             let wait = error.wait(&mut backoff);
             counter!(WATCH_RECONNECTS, "reason" => error.reason()).increment(1);
-            warn!(reason = %exit::report(&error), retry_in_s = wait.as_secs_f32(), "watch of sessions ended");
+            let reason = exit::report(&error);
+            warn!(%reason, retry_in_s = wait.as_secs_f32(), "watch of sessions ended");
+            self.cache.troubled(reason);
             if shutdown.run_until_cancelled(sleep(wait)).await.is_none() {
                 return;
             }

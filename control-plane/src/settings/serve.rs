@@ -86,6 +86,8 @@ pub struct ServeSettings {
     pub rotation: Waits,
     /// The name of this replica, for people: the pod's.
     pub replica: String,
+    /// `AMBIENT_POD_UID`: the `uid` of the pod that this program runs in, to send Events about it.
+    pub pod_uid: Option<String>,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -223,6 +225,7 @@ pub(super) fn check(
         lease: lease.unwrap_or_default(),
         rotation: rotation.unwrap_or_default(),
         replica: environment("HOSTNAME").unwrap_or_else(|| CONTROL_PLANE.to_owned()),
+        pod_uid: environment("AMBIENT_POD_UID"),
         log,
     })
 }

@@ -32,7 +32,13 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// A control plane with everything that is optional.
 async fn control_plane(cluster: &Cluster, api: &RealApi) -> Running {
-    let mut program = Program::new("ambient-control-plane")
+    let mut program = program(cluster, api).start();
+    program.listening("endpoint").await;
+    program
+}
+
+fn program(cluster: &Cluster, api: &RealApi) -> Program {
+    Program::new("ambient-control-plane")
         .env("KUBECONFIG", cluster.kubeconfig(CONTROL_PLANE))
         .env("AMBIENT_API_SERVER_URL", format!("http://{}", api.rest))
         .env("AMBIENT_GRPC_SERVER_ADDR", api.grpc.to_string())
@@ -49,9 +55,6 @@ async fn control_plane(cluster: &Cluster, api: &RealApi) -> Running {
         .env("IMAGE_PULL_SECRET", PULL_SECRET)
         .env("USE_VERTEX", "true")
         .env("VERTEX_SECRET_NAME", MODELS_SECRET)
-        .start();
-    program.listening("endpoint").await;
-    program
 }
 
 fn put(cluster: &Cluster, path: &str, object: &Value) {
@@ -125,6 +128,7 @@ async fn no_right_is_unused() {
     }
 
     keys(cluster, &api).await;
+    no_place(cluster, &api).await;
     let mut program = control_plane(cluster, &api).await;
     projects(cluster, &api).await;
     sessions(cluster, &api).await;
@@ -150,6 +154,19 @@ async fn keys(cluster: &Cluster, api: &RealApi) {
             &json!({"metadata": {"ownerReferences": null}}),
         );
     }
+}
+
+/// One that cannot start, since somebody else has its port, says so on its pod.
+async fn no_place(cluster: &Cluster, api: &RealApi) {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut program = program(cluster, api)
+        .env(
+            "CP_TOKEN_LISTEN_ADDR",
+            taken.local_addr().unwrap().to_string(),
+        )
+        .env("AMBIENT_POD_UID", "a-pod-of-ours")
+        .start();
+    assert!(!program.wait().await.success());
 }
 
 async fn projects(cluster: &Cluster, api: &RealApi) {

@@ -20,6 +20,7 @@ use crate::{
 
 mod authority;
 mod deleted;
+mod notices;
 mod rotation;
 mod telemetry;
 mod tls;

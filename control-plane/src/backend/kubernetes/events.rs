@@ -1,4 +1,5 @@
-//! Kubernetes Events on a session's pod: what we did to it, for `kubectl describe`.
+//! Kubernetes Events on a session's pod: what we did to it, for `kubectl describe`; and those on other
+//! pods, which look the same.
 //!
 //! In: news. Out: Events of `events.k8s.io`. They are for people and nothing depends on them: a few
 //! at a time are sent beside all other work, what fails is only logged, and when there are too many
@@ -92,26 +93,54 @@ impl Events {
         } = self;
         let news = stream::poll_fn(|context| receiver.poll_recv(context));
         let sent = news.for_each_concurrent(AT_ONCE, |(event, session)| {
-            send(client.clone(), event, session)
+            let client = client.clone();
+            async move {
+                let SessionRef { id, namespace, .. } = session;
+                if let Err(reason) = send(client, &namespace, &event).await {
+                    // Its name has the session's id in it.
+                    let reason = id.masked_in(&reason);
+                    debug!(%namespace, session = %id.hash(), %reason, "an Event could not be sent");
+                }
+            }
         });
         shutdown.run_until_cancelled(sent).await;
     }
 }
 
-async fn send(client: kube::Client, event: Event, session: SessionRef) {
-    let SessionRef { id, namespace, .. } = session;
-    let api: Api<Event> = Api::namespaced(client, &namespace);
+/// Sends one.
+///
+/// # Errors
+/// Why it could not be sent; that may quote the Event's name.
+pub(crate) async fn send(
+    client: kube::Client,
+    namespace: &str,
+    event: &Event,
+) -> Result<(), String> {
+    let api: Api<Event> = Api::namespaced(client, namespace);
     let parameters = PostParams::default();
-    match timeout(SEND_LIMIT, api.create(&parameters, &event)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => {
-            let reason = exit::report(&error);
-            // Its name has the session's id in it, and may be quoted.
-            let reason = id.masked_in(&reason);
-            debug!(%namespace, session = %id.hash(), %reason, "an Event could not be sent");
-        }
-        Err(_) => debug!(%namespace, "an Event could not be sent in time"),
+    match timeout(SEND_LIMIT, api.create(&parameters, event)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(exit::report(&error)),
+        Err(_) => Err("no answer in time".to_owned()),
     }
+}
+
+/// The pod that an Event is about.
+#[derive(Debug, Clone)]
+pub(crate) struct OnPod {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+/// What an Event says.
+#[derive(Debug)]
+pub(crate) struct What {
+    pub(crate) reason: &'static str,
+    pub(crate) action: &'static str,
+    /// Longer ones are cut.
+    pub(crate) note: String,
+    pub(crate) is_warning: bool,
 }
 
 fn event(session: &SessionRef, uid: &str, news: News, now: SystemTime) -> Event {
@@ -147,30 +176,53 @@ fn event(session: &SessionRef, uid: &str, news: News, now: SystemTime) -> Event 
             format!("the session's {what} had been changed, and is as it was"),
         ),
     };
-    let pod = session.pod();
-    Event {
-        metadata: ObjectMeta {
-            // As others name theirs. The API server's own names cannot begin with `<pod>.`.
-            name: Some(format!("{pod}.{:016x}", rand::random::<u64>())),
-            namespace: Some(session.namespace.clone()),
-            ..ObjectMeta::default()
-        },
-        event_time: Timestamp::try_from(now).ok().map(MicroTime),
-        type_: Some(if is_warning { "Warning" } else { "Normal" }.to_owned()),
-        reason: Some(reason.to_owned()),
-        action: Some(action.to_owned()),
-        note: Some(shortened(&note)),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(session.namespace.clone()),
-            name: Some(pod),
-            uid: Some(uid.to_owned()),
-            ..ObjectReference::default()
-        }),
-        reporting_controller: Some(format!("ambient-code.io/{FIELD_MANAGER}")),
-        reporting_instance: Some(FIELD_MANAGER.to_owned()),
-        ..Event::default()
+    let on = OnPod {
+        namespace: session.namespace.clone(),
+        name: session.pod(),
+        uid: uid.to_owned(),
+    };
+    let what = What {
+        reason,
+        action,
+        note,
+        is_warning,
+    };
+    on.event(&what, now)
+}
+
+impl OnPod {
+    /// The Event.
+    pub(crate) fn event(&self, what: &What, now: SystemTime) -> Event {
+        let kind = if what.is_warning { "Warning" } else { "Normal" };
+        let Self {
+            namespace,
+            name,
+            uid,
+        } = self.clone();
+        Event {
+            metadata: ObjectMeta {
+                // As others name theirs. The API server's own names cannot begin with `<pod>.`.
+                name: Some(format!("{name}.{:016x}", rand::random::<u64>())),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            event_time: Timestamp::try_from(now).ok().map(MicroTime),
+            type_: Some(kind.to_owned()),
+            reason: Some(what.reason.to_owned()),
+            action: Some(what.action.to_owned()),
+            note: Some(shortened(&what.note)),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(namespace),
+                name: Some(name),
+                uid: Some(uid),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(format!("ambient-code.io/{FIELD_MANAGER}")),
+            reporting_instance: Some(FIELD_MANAGER.to_owned()),
+            ..Event::default()
+        }
     }
 }
 

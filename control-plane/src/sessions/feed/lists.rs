@@ -49,7 +49,9 @@ impl Feed {
                 Err(error) => {
                     counter!(LISTS, "result" => "failed").increment(1);
                     let wait = backoff.next_wait();
-                    warn!(reason = %exit::report(&error), retry_in_s = wait.as_secs_f32(), "list of sessions failed");
+                    let reason = exit::report(&error);
+                    warn!(%reason, retry_in_s = wait.as_secs_f32(), "list of sessions failed");
+                    self.cache.troubled(reason);
                     sleep(wait).await;
                 }
             }
