@@ -198,10 +198,10 @@ async fn starts_that_hang_delay_no_refresh_and_no_end() {
 }
 
 /// Sessions whose tokens are all due at once.
-const CROWD: usize = 300;
+const CROWD: usize = 200;
 
 /// How long each of their writes takes: of all, with 16 at a time, several seconds.
-const WRITE: Duration = Duration::from_millis(200);
+const WRITE: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_refresh_of_very_many_tokens_delays_no_start() {
@@ -215,8 +215,8 @@ async fn a_refresh_of_very_many_tokens_delays_no_start() {
     let crowd = stream::iter(crowd).map(|project| site.create_in(project));
     let start = async |session: Session<'_>| drop(session.runs(0).await);
     crowd
-        .buffer_unordered(16)
-        .for_each_concurrent(16, start)
+        .buffer_unordered(8)
+        .for_each_concurrent(8, start)
         .await;
 
     let late = site.kube.inject(usize::MAX, is_refresh, Fault::Late(WRITE));
