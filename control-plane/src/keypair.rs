@@ -24,6 +24,7 @@ pub mod id;
 mod keyring;
 pub mod kind;
 pub mod pem;
+mod readers;
 pub mod reload;
 mod root;
 pub mod rotation;

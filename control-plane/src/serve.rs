@@ -317,7 +317,7 @@ impl ControlPlane {
                     waits: settings.rotation,
                 },
             }),
-            reload: Reload::new(store, keys, clock),
+            reload: Reload::new(store, keys, clock, &settings.replica),
             elector,
             watches,
             tokens,

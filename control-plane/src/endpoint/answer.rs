@@ -48,6 +48,8 @@ pub(super) enum Refusal {
     SessionLimited(Duration),
     /// The line for decryption is full.
     Overloaded,
+    /// It fits none of our keys, and whether there are newer ones cannot be seen now.
+    KeysUnread,
     /// Where the session stands is not known yet.
     NotSynced,
     /// The issuer has no token.
@@ -68,6 +70,7 @@ impl Refusal {
             Self::SourceLimited(_) => "source_limited",
             Self::SessionLimited(_) => "session_limited",
             Self::Overloaded => "overloaded",
+            Self::KeysUnread => "keys_unread",
             Self::NotSynced => "not_synced",
             Self::NoToken => "no_token",
         }
@@ -80,6 +83,7 @@ impl Refusal {
             | Self::NotBearer
             | Self::NotBase64
             | Self::Undecryptable
+            | Self::KeysUnread
             | Self::Unproven => true,
             Self::StaleProof(_)
             | Self::Inactive
@@ -114,6 +118,11 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded\n",
                 Duration::from_secs(1),
+            ),
+            Self::KeysUnread => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the keys cannot be read now\n",
+                Duration::from_secs(5),
             ),
             Self::NotSynced => later(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -81,8 +81,10 @@ enum NotIdentified {
 }
 
 impl NotIdentified {
-    fn into_refusal(self) -> Refusal {
+    /// What is answered, by a replica that may or may not have missed newer keys.
+    fn into_refusal(self, is_blind: bool) -> Refusal {
         match self {
+            Self::Misfit(_) if is_blind => Refusal::KeysUnread,
             Self::Refused(refusal) | Self::Misfit(refusal) => refusal,
         }
     }
@@ -194,7 +196,7 @@ impl Exchange {
             caller,
             ciphertext,
             known,
-        } = identified.map_err(NotIdentified::into_refusal)?;
+        } = identified.map_err(|not| not.into_refusal(self.keys.is_blind()))?;
         let generation = self.generation(&caller).await?;
         let subject = Subject {
             session: caller.id,

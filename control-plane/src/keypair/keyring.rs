@@ -1,13 +1,17 @@
 //! The keys in use, which a rotation changes while everything runs.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{Instant, timeout_at},
 };
 
-use super::Keys;
+use super::{Keys, readers::Readers};
 
 /// Longest wait for keys that may be newer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +29,14 @@ pub struct Keyring {
     readings: watch::Sender<Option<Instant>>,
     wanted: Arc<Notify>,
     waiting: Arc<Semaphore>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What the last reading showed beside the keys.
+#[derive(Debug, Default)]
+struct State {
+    readers: Readers,
+    is_blind: bool,
 }
 
 impl Keyring {
@@ -35,6 +47,7 @@ impl Keyring {
             readings: watch::Sender::new(None),
             wanted: Arc::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            state: Arc::default(),
         }
     }
 
@@ -71,6 +84,28 @@ impl Keyring {
     fn other_than(&self, used: &Arc<Keys>) -> Option<Arc<Keys>> {
         let current = self.current();
         (!Arc::ptr_eq(&current, used)).then_some(current)
+    }
+
+    /// Whether there may be newer keys, which cannot be read now.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.state().is_blind
+    }
+
+    /// Which replica has read which signing keys, as last seen.
+    pub(super) fn readers(&self) -> Readers {
+        self.state().readers.clone()
+    }
+
+    pub(super) fn set_readers(&self, readers: Readers) {
+        self.state().readers = readers;
+    }
+
+    pub(super) fn set_blind(&self, is_blind: bool) {
+        self.state().is_blind = is_blind;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the keys read again as soon as that may be done.

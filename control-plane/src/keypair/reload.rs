@@ -2,7 +2,8 @@
 //!
 //! In: the Secrets. Out: the [`Keyring`]. They are read every 10 s, and sooner, but not within 5 s,
 //! when something came that fits no key. What cannot be read, or is malformed, changes nothing: each
-//! Secret's keys stay in use until others can be read.
+//! Secret's keys stay in use until others can be read. A replica says, by an annotation of the
+//! Secret, which signing keys it has read, so that a rotation waits for it.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use tracing::{info, warn};
 use super::{
     KeypairError, Keyring, Keys,
     kind::KeyKind,
-    secret::{SecretKeypairStore, Version, content::Content},
+    readers::{Readers, annotation_of, said_of},
+    secret::{SecretKeypairStore, Seen, Version, content::Content},
 };
 use crate::metrics::{KEY_READS, KEYS_HELD, KEYS_READ};
 
@@ -31,12 +33,25 @@ const LEAST: Duration = Duration::from_secs(5);
 /// Longest wait for one Secret.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Longest wait, at the end, for the annotation to go. One that stays makes the next rotation wait
+/// longer.
+const PARTING: Duration = Duration::from_secs(2);
+
 /// Keeps the keys of this replica up to date.
 pub struct Reload {
     store: SecretKeypairStore,
     keyring: Keyring,
     clock: Clock,
     secrets: [Secret; 3],
+    voice: Voice,
+}
+
+/// By what this replica says which signing keys it has.
+struct Voice {
+    annotation: String,
+    /// Whether the Secret has its annotation.
+    is_listed: bool,
+    is_failing: bool,
 }
 
 /// One of the Secrets, as last seen.
@@ -45,6 +60,12 @@ struct Secret {
     /// Of what is in use.
     version: Option<Version>,
     is_failing: bool,
+}
+
+/// What a Secret told beside its keys.
+struct Told {
+    readers: Readers,
+    is_ours: bool,
 }
 
 /// Why a Secret brings no keys now.
@@ -57,8 +78,9 @@ enum ReadError {
 }
 
 impl Reload {
-    /// Brings what is in the Secrets to the keyring.
-    pub fn new(store: SecretKeypairStore, keyring: Keyring, clock: Clock) -> Self {
+    /// Brings what is in the Secrets to the keyring of the replica of this name, which no other has
+    /// at the same time.
+    pub fn new(store: SecretKeypairStore, keyring: Keyring, clock: Clock, replica: &str) -> Self {
         Self {
             store,
             keyring,
@@ -68,6 +90,11 @@ impl Reload {
                 version: None,
                 is_failing: false,
             }),
+            voice: Voice {
+                annotation: annotation_of(replica),
+                is_listed: false,
+                is_failing: false,
+            },
         }
     }
 
@@ -93,12 +120,24 @@ impl Reload {
         };
         shutdown.run_until_cancelled(reading).await;
         keyring.was_read(None);
+        if self.voice.is_listed {
+            // No rotation waits for who is gone.
+            let gone = self.store.annotate([(self.voice.annotation, None)]);
+            let _ = timeout(PARTING, gone).await;
+        }
     }
 
     async fn read(&mut self) {
         for secret in &mut self.secrets {
             let read = timeout(LIMIT, secret.read(&self.store, &self.keyring)).await;
-            let read = read.unwrap_or(Err(ReadError::Slow));
+            let read = match read {
+                Ok(Ok(seen)) if secret.kind == KeyKind::SigningKey => {
+                    self.voice.say(seen, &self.store, &self.keyring).await;
+                    Ok(())
+                }
+                Ok(read) => read.map(drop),
+                Err(_) => Err(ReadError::Slow),
+            };
             let key = secret.kind.as_str();
             let result = if read.is_ok() { "ok" } else { "failed" };
             counter!(KEY_READS, "key" => key, "result" => result).increment(1);
@@ -108,6 +147,10 @@ impl Reload {
             }
             secret.tell(read.err());
         }
+        // Of those that requests are opened and proven with.
+        let mut others = self.secrets.iter();
+        let is_blind = others.any(|secret| secret.is_failing && secret.kind != KeyKind::SigningKey);
+        self.keyring.set_blind(is_blind);
         report(&self.keyring.current());
     }
 }
@@ -118,10 +161,16 @@ impl Secret {
         &mut self,
         store: &SecretKeypairStore,
         keyring: &Keyring,
-    ) -> Result<(), ReadError> {
-        let (version, content) = store.content_of(self.kind.secret()).await?;
+    ) -> Result<Told, ReadError> {
+        let Seen {
+            version,
+            content,
+            readers,
+            is_ours,
+        } = store.see(self.kind.secret()).await?;
+        let told = Told { readers, is_ours };
         if self.version.as_ref() == Some(&version) {
-            return Ok(());
+            return Ok(told);
         }
         let (kind, before) = (self.kind, keyring.current());
         let keys = Keys::clone(&before);
@@ -133,7 +182,7 @@ impl Secret {
             keyring.replace(keys);
         }
         self.version = Some(version);
-        Ok(())
+        Ok(told)
     }
 
     /// Says when a Secret begins to fail, and when that is over.
@@ -147,6 +196,37 @@ impl Secret {
             (true, None) => info!(secret = self.kind.secret(), "keys can be read again"),
             _ => {}
         }
+    }
+}
+
+impl Voice {
+    /// Says what is in use now, if that is news, and passes on what all have said.
+    async fn say(&mut self, told: Told, store: &SecretKeypairStore, keyring: &Keyring) {
+        let Told {
+            mut readers,
+            is_ours,
+        } = told;
+        let says = said_of(&keyring.current().ids().signing);
+        // A Secret of somebody else is not written, and not rotated by us.
+        if is_ours && readers.said_by(&self.annotation) != Some(says.as_str()) {
+            let saying = store.annotate([(self.annotation.clone(), Some(says.clone()))]);
+            let said = timeout(LIMIT, saying).await;
+            let error = match said {
+                Ok(Ok(())) => {
+                    readers.hear(self.annotation.clone(), says);
+                    None
+                }
+                Ok(Err(error)) => Some(ReadError::from(error)),
+                Err(_) => Some(ReadError::Slow),
+            };
+            let failed = std::mem::replace(&mut self.is_failing, error.is_some());
+            if let Some(error) = error.filter(|_| !failed) {
+                let reason = exit::report(&error);
+                warn!(%reason, "cannot say which signing keys are read; rotations wait for that");
+            }
+        }
+        self.is_listed |= is_ours && readers.said_by(&self.annotation).is_some();
+        keyring.set_readers(readers);
     }
 }
 

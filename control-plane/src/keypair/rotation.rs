@@ -4,12 +4,14 @@
 //! replicas follow by reading their keys again. Only the leader takes steps. It counts all waits from
 //! what it has seen itself, by the monotonic clock: clocks that differ do no harm, and a change of
 //! the leader only makes a rotation longer. What it cannot have seen is in the Secret: how long
-//! tokens lived before a restart, so until when some of the old signing key may be valid.
+//! tokens lived before a restart, so until when some of the old signing key may be valid. A replica
+//! that cannot read its keys signs with the old one: the waits for a signing key begin once all
+//! replicas have read it ([`super::readers`]).
 //!
 //! ```text
 //! keypair, root   rotate → [new, old] ── nobody uses the old one for a while → [new]
-//! signing key     rotate → [old, next] ── published for a while → [next, old]
-//!                        ── the last token of the old one has expired → [next]
+//! signing key     rotate → [old, next] ── all know it, published for a while → [next, old]
+//!                        ── all sign with it, the last token of the old one has expired → [next]
 //! ```
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
@@ -79,6 +81,7 @@ impl Rotation {
                 }
                 let sight = self.look();
                 told.tell(&sight.keys, sight.runs);
+                self.wait_for_readers(&sight, &mut told);
                 for step in progress.decide(&sight, Instant::now()) {
                     self.take(&step, &mut told).await;
                 }
@@ -96,6 +99,7 @@ impl Rotation {
         let until = current.signing().previous_until();
         Sight {
             runs: self.runs(&keys),
+            behind: self.keyring.readers().behind(&keys.signing),
             keys,
             longer_tokens: until.is_some_and(|until| now < until),
         }
@@ -148,6 +152,46 @@ impl Rotation {
         false
     }
 
+    /// Tells whom a rotation of the signing key waits for, and has what they say read soon.
+    fn wait_for_readers(&self, sight: &Sight, told: &mut Told) {
+        let (signing, readers) = (&sight.keys.signing, self.keyring.readers());
+        let late = match (&signing.next, &signing.previous) {
+            (Some(next), None) => readers.unaware_of(next),
+            (_, Some(_)) => readers.signing_without(&signing.current),
+            (None, None) => Vec::new(),
+        };
+        if !late.is_empty() {
+            // What they say is read with the keys.
+            self.keyring.want_reading();
+        }
+        told.late(late);
+    }
+
+    /// Who has not followed by now is taken for gone, and is not waited for in the next step.
+    async fn forget(&self, step: &Step) {
+        let readers = self.keyring.readers();
+        let late = match step {
+            Step::Promote { next, .. } => readers.unaware_of(next),
+            Step::Drop {
+                kind: KeyKind::SigningKey,
+                ..
+            } => readers.signing_without(&self.keyring.current().ids().signing.current),
+            Step::Drop { .. } => return,
+        };
+        if late.is_empty() {
+            return;
+        }
+        warn!(replicas = ?late, "replicas that did not follow a rotation are taken for gone");
+        let forgotten = self.store.annotate(late.into_iter().map(|it| (it, None)));
+        let failed = match tokio::time::timeout(LIMIT, forgotten).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => exit::report(&error),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        // Then it only takes longer.
+        warn!(reason = %failed, "cannot forget replicas that are gone");
+    }
+
     async fn take(&self, step: &Step, told: &mut Told) {
         let taking = self.store.take(step, self.clock.now());
         let taken = tokio::time::timeout(LIMIT, taking).await;
@@ -157,6 +201,7 @@ impl Rotation {
                 told.failed.remove(&kind);
                 if done {
                     report(step);
+                    self.forget(step).await;
                 }
                 // Whoever took it: our own keys are not those of the Secret.
                 self.keyring.want_reading();
@@ -214,9 +259,22 @@ struct Told {
     underway: HashSet<(KeyKind, String)>,
     /// Whose last step could not be taken.
     failed: HashSet<KeyKind>,
+    /// Who was waited for.
+    late: Vec<String>,
 }
 
 impl Told {
+    /// Tells whom a rotation waits for, when that is somebody else than before.
+    fn late(&mut self, late: Vec<String>) {
+        if late == self.late {
+            return;
+        }
+        if !late.is_empty() {
+            info!(replicas = ?late, "a rotation waits until these have read the signing keys");
+        }
+        self.late = late;
+    }
+
     /// Tells of each rotation once when it is first seen.
     fn tell(&mut self, keys: &KeyIds, runs: Runs) {
         let id = |id: &super::id::KeyId| id.to_string();

@@ -21,7 +21,9 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use self::content::{Content, Made};
-use super::{Ids, KeypairError, KeypairStore, Keys, kind::KeyKind, pem::InvalidKey};
+use super::{
+    Ids, KeypairError, KeypairStore, Keys, kind::KeyKind, pem::InvalidKey, readers::Readers,
+};
 
 pub mod change;
 pub(super) mod content;
@@ -70,6 +72,15 @@ impl Version {
             version: secret.metadata.resource_version.clone(),
         }
     }
+}
+
+/// A key Secret as it was read.
+pub(super) struct Seen {
+    pub(super) version: Version,
+    pub(super) content: Content,
+    pub(super) readers: Readers,
+    /// Whether we may write it.
+    pub(super) is_ours: bool,
 }
 
 /// What is there of one key Secret.
@@ -209,18 +220,35 @@ impl SecretKeypairStore {
         })
     }
 
-    /// What is in a Secret that should be there.
-    pub(super) async fn content_of(
-        &self,
-        name: &'static str,
-    ) -> Result<(Version, Content), KeypairError> {
-        let Some(secret) = self.read(name).await? else {
+    /// A Secret that should be there.
+    pub(super) async fn see(&self, name: &'static str) -> Result<Seen, KeypairError> {
+        let Some(mut secret) = self.read(name).await? else {
             return Err(KeypairError::Missing {
                 secret: self.place(name),
             });
         };
-        let version = Version::of(&secret);
-        Ok((version, self.content(name, secret)))
+        Ok(Seen {
+            version: Version::of(&secret),
+            is_ours: change::is_ours(&secret.metadata),
+            readers: Readers::of(secret.metadata.annotations.take()),
+            content: self.content(name, secret),
+        })
+    }
+
+    /// Sets these annotations of the Secret of the signing keys; none takes one away. Each replica
+    /// writes its own alone, so no version is named.
+    pub(super) async fn annotate(
+        &self,
+        annotations: impl IntoIterator<Item = (String, Option<String>)>,
+    ) -> Result<(), KeypairError> {
+        let annotations: BTreeMap<_, _> = annotations.into_iter().collect();
+        let patch = json!({"metadata": {"annotations": annotations}});
+        let secrets = self.secrets();
+        let patched = secrets
+            .patch_metadata(SIGNING_KEY, &patched_by_us(), &Patch::Merge(&patch))
+            .await;
+        patched.map_err(|error| self.failed("change", SIGNING_KEY, error))?;
+        Ok(())
     }
 
     async fn read(&self, name: &str) -> Result<Option<Secret>, KeypairError> {
@@ -240,13 +268,9 @@ impl SecretKeypairStore {
             "uid": secret.metadata.uid,
             "ownerReferences": owners,
         }});
-        let by_us = PatchParams {
-            field_manager: Some(CONTROL_PLANE.to_owned()),
-            ..PatchParams::default()
-        };
         let secrets = self.secrets();
         let patch = Patch::Merge(&patch);
-        match secrets.patch_metadata(name, &by_us, &patch).await {
+        match secrets.patch_metadata(name, &patched_by_us(), &patch).await {
             Ok(_) => {
                 info!(secret = %self.place(name), owner = CONFIG_MAP, "gave a key Secret its owner");
                 true
@@ -333,6 +357,13 @@ fn by_us() -> PostParams {
     PostParams {
         field_manager: Some(CONTROL_PLANE.to_owned()),
         ..PostParams::default()
+    }
+}
+
+fn patched_by_us() -> PatchParams {
+    PatchParams {
+        field_manager: Some(CONTROL_PLANE.to_owned()),
+        ..PatchParams::default()
     }
 }
 

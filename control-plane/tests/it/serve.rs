@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod authority;
+mod blind;
 mod deleted;
 mod notices;
 mod rotation;

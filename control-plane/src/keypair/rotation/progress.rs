@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::keypair::{KeyIds, kind::KeyKind, secret::change::Step};
+use crate::keypair::{KeyIds, kind::KeyKind, readers::Behind, secret::change::Step};
 
 /// How long a rotation waits for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub struct Waits {
     /// What is added to the life of tokens, and to the time that a Secret takes to be seen in its
     /// session: replicas do not read at the same moment.
     pub(super) leeway: Duration,
+    /// For how long on end a replica may not have followed before it is taken for gone: it was
+    /// killed, most likely.
+    gone: Duration,
 }
 
 impl Waits {
@@ -32,6 +35,7 @@ impl Waits {
             publish: unit,
             unused: unit * 3 / 2,
             leeway: unit / 2,
+            gone: unit * 30,
         }
     }
 
@@ -62,6 +66,7 @@ pub(super) struct Sight {
     /// Tokens that lived longer than those of now, and that the signing key before has signed, may
     /// still be valid.
     pub(super) longer_tokens: bool,
+    pub(super) behind: Behind,
 }
 
 /// Who needs which keys.
@@ -85,7 +90,9 @@ pub(super) struct Progress {
     token_life: Duration,
     /// From the write of a Secret to its being seen in the session.
     lag: Duration,
+    next_unread: Since<String>,
     next_signing: Since<String>,
+    current_unread: Since<String>,
     old_signing: Since<(String, String)>,
     unused_keypair: Since<String>,
     unused_root: Since<String>,
@@ -98,7 +105,9 @@ impl Progress {
             waits,
             token_life,
             lag,
+            next_unread: Since::default(),
             next_signing: Since::default(),
+            current_unread: Since::default(),
             old_signing: Since::default(),
             unused_keypair: Since::default(),
             unused_root: Since::default(),
@@ -108,18 +117,26 @@ impl Progress {
 
     /// The steps that are due.
     pub(super) fn decide(&mut self, sight: &Sight, now: Instant) -> Vec<Step> {
-        let (keys, runs, waits) = (&sight.keys, &sight.runs, self.waits);
+        let (keys, runs, behind, waits) = (&sight.keys, &sight.runs, sight.behind, self.waits);
         let mut steps = Vec::new();
 
         // Only one key before the current one is kept, so it must have gone first.
         let next = keys.signing.next.clone();
         let next = next.filter(|_| keys.signing.previous.is_none());
+        let unread = next.clone().filter(|_| behind.of_next > 0);
+        let are_gone = self.next_unread.held(unread, waits.gone, now).is_some();
+        let next = next.filter(|_| behind.of_next == 0 || are_gone);
         if let Some(next) = self.next_signing.held(next, waits.publish, now) {
             let life = self.token_life;
             steps.push(Step::Promote { next, life });
         }
         let old = keys.signing.previous.clone();
-        let old = old.map(|old| (old, keys.signing.current.clone()));
+        let current = &keys.signing.current;
+        let unread = old.as_ref().filter(|_| behind.of_current > 0);
+        let unread = unread.map(|_| current.clone());
+        let are_gone = self.current_unread.held(unread, waits.gone, now).is_some();
+        let old = old.filter(|_| behind.of_current == 0 || are_gone);
+        let old = old.map(|old| (old, current.clone()));
         let last_token = self.token_life.saturating_add(waits.leeway);
         if let Some((previous, _)) = self.old_signing.held(old, last_token, now)
             && !sight.longer_tokens

@@ -6,12 +6,13 @@
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use serde_json::{Map, Value, json};
 
 use super::{
     CONTROL_PLANE, MANAGED_BY, ROUNDS, SecretKeypairStore, Version,
     content::{Change, Content},
+    patched_by_us,
 };
 use crate::keypair::{KeypairError, kind::KeyKind, pem::InvalidKey};
 
@@ -177,12 +178,11 @@ impl SecretKeypairStore {
             "metadata": {"resourceVersion": version.version, "uid": version.uid},
             "data": data.collect::<Map<_, _>>(),
         });
-        let by_us = PatchParams {
-            field_manager: Some(CONTROL_PLANE.to_owned()),
-            ..PatchParams::default()
-        };
         let (secrets, patch) = (self.secrets(), Patch::Merge(&patch));
-        secrets.patch(name, &by_us, &patch).await.map(drop)
+        secrets
+            .patch(name, &patched_by_us(), &patch)
+            .await
+            .map(drop)
     }
 }
 

@@ -47,7 +47,8 @@ struct Replica {
 impl Replica {
     async fn start(store: &SecretKeypairStore) -> Self {
         let keyring = Keyring::new(store.load_or_create().await.unwrap());
-        let reload = Reload::new(store.clone(), keyring.clone(), Clock::system());
+        let replica = uuid::Uuid::new_v4().to_string();
+        let reload = Reload::new(store.clone(), keyring.clone(), Clock::system(), &replica);
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(reload.run(shutdown.clone()));

@@ -261,7 +261,7 @@ fn kid(token: &Token) -> String {
 }
 
 /// Checks what has not expired.
-fn verify(token: &Token, jwks: &JwkSet) {
+pub(super) fn verify(token: &Token, jwks: &JwkSet) {
     let claims = token.expose().split('.').nth(1).unwrap();
     let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
     let left = claims["exp"].as_u64().unwrap();

@@ -37,6 +37,7 @@ fn settled() -> Sight {
         },
         runs: Runs::default(),
         longer_tokens: false,
+        behind: Behind::default(),
     }
 }
 
@@ -70,6 +71,71 @@ fn the_next_signing_key_is_used_once_it_was_published_for_a_while() {
     assert_eq!(progress.decide(&published, start + secs(120)), promote);
     // What could not be done is tried again.
     assert_eq!(progress.decide(&published, start + secs(123)), promote);
+}
+
+#[test]
+fn the_next_signing_key_waits_for_each_replica_to_know_it() {
+    let (mut progress, start) = (progress(), Instant::now());
+    let published = |unaware| {
+        sight(|it| {
+            it.keys.signing.next = Some("second".to_owned());
+            it.behind.of_next = unaware;
+        })
+    };
+    assert_eq!(progress.decide(&published(1), start), []);
+    assert_eq!(progress.decide(&published(1), start + secs(600)), []);
+    let read = start + secs(601);
+    assert_eq!(progress.decide(&published(0), read), []);
+    assert_eq!(progress.decide(&published(0), read + secs(119)), []);
+    assert_eq!(progress.decide(&published(0), read + secs(120)).len(), 1);
+}
+
+#[test]
+fn a_replica_that_does_not_follow_for_an_hour_is_taken_for_gone() {
+    let (mut progress, start) = (progress(), Instant::now());
+    let hour = secs(3600);
+    let published = sight(|it| {
+        it.keys.signing.next = Some("second".to_owned());
+        it.behind.of_next = 1;
+    });
+    assert_eq!(progress.decide(&published, start), []);
+    assert_eq!(progress.decide(&published, start + hour), []);
+    assert_eq!(
+        progress.decide(&published, start + hour + secs(120)).len(),
+        1
+    );
+
+    let old = sight(|it| {
+        it.keys.signing.current = "second".to_owned();
+        it.keys.signing.previous = Some("first".to_owned());
+        it.behind.of_current = 1;
+    });
+    let start = start + hour * 2;
+    assert_eq!(progress.decide(&old, start), []);
+    assert_eq!(progress.decide(&old, start + hour), []);
+    let end = start + hour + LIFE + secs(60);
+    let first = dropped(KeyKind::SigningKey, &"first");
+    assert_eq!(progress.decide(&old, end), first);
+}
+
+#[test]
+fn the_old_signing_key_stays_until_no_replica_signs_with_it() {
+    let (mut progress, start) = (progress(), Instant::now());
+    let old = |signing_with_it| {
+        sight(|it| {
+            it.keys.signing.current = "second".to_owned();
+            it.keys.signing.previous = Some("first".to_owned());
+            it.behind.of_current = signing_with_it;
+        })
+    };
+    assert_eq!(progress.decide(&old(1), start), []);
+    let read = start + secs(3000);
+    assert_eq!(progress.decide(&old(1), read), []);
+    // Its last token was issued just before.
+    assert_eq!(progress.decide(&old(0), read + secs(1)), []);
+    assert_eq!(progress.decide(&old(0), read + LIFE + secs(60)), []);
+    let first = dropped(KeyKind::SigningKey, &"first");
+    assert_eq!(progress.decide(&old(0), read + LIFE + secs(61)), first);
 }
 
 #[test]
