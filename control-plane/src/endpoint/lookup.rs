@@ -1,8 +1,9 @@
 //! Where a session stands, for the token endpoint.
 //!
 //! The session cache answers almost always. A session that it does not know is asked for at the
-//! API server, once at a time for each id, and the answer kept for 5 s. Before the first list after
-//! a start is complete, a run of ours that is alive vouches for its session.
+//! API server, once at a time for each id, and the answer kept for 5 s. A run of ours that is alive
+//! vouches for its session before the first list after a start is complete, and for its generation
+//! when the cache is behind: the replica that leads may have learned of a restart earlier.
 
 use std::{sync::Arc, time::Duration};
 
@@ -82,9 +83,20 @@ impl Lookup {
     }
 
     fn in_cache(&self, id: &SessionId) -> Option<Standing> {
-        match self.sessions.get(id) {
-            Some(session) => Some(standing(&session)),
-            None => self.sessions.is_deleted(id).then_some(Standing::Inactive),
+        let Some(session) = self.sessions.get(id) else {
+            return self.sessions.is_deleted(id).then_some(Standing::Inactive);
+        };
+        let newer_run = self
+            .backend
+            .run_state(id)
+            .filter(|run| run.is_live() && run.generation > session.generation);
+        match newer_run {
+            None => Some(standing(&session)),
+            Some(run) if session.phase.is_active() => Some(Standing::Active {
+                generation: run.generation,
+            }),
+            // It has ended, and started anew, as it seems: only the API server can say.
+            Some(_) => None,
         }
     }
 

@@ -52,15 +52,7 @@ impl SessionService for ApiServer {
         let id = request.into_inner().id;
         let phase = self.phases.lock().unwrap().get(&id).cloned();
         let phase = phase.ok_or_else(|| Status::not_found("no such session"))?;
-        Ok(Response::new(proto::Session {
-            metadata: Some(proto::ObjectReference {
-                id,
-                ..Default::default()
-            }),
-            phase: Some(phase),
-            sdk_restart_count: Some(2),
-            ..Default::default()
-        }))
+        Ok(Response::new(object(&id, &phase, 2)))
     }
 
     async fn create_session(
@@ -222,9 +214,29 @@ impl Scene {
         self.sessions.complete_list(&HashSet::new(), now);
     }
 
+    /// The cache has this of the session.
+    fn knows(&self, id: &str, phase: &str, generation: i32) {
+        let object = object(id, phase, generation);
+        self.sessions
+            .apply_event(Session::try_from(object).unwrap());
+    }
+
+    /// The API server has it, restarted twice.
     fn has(&self, id: &str, phase: &str) {
         let mut phases = self.server.phases.lock().unwrap();
         phases.insert(id.to_owned(), phase.to_owned());
+    }
+}
+
+fn object(id: &str, phase: &str, restarts: i32) -> proto::Session {
+    proto::Session {
+        metadata: Some(proto::ObjectReference {
+            id: id.to_owned(),
+            ..Default::default()
+        }),
+        phase: Some(phase.to_owned()),
+        sdk_restart_count: Some(restarts),
+        ..Default::default()
     }
 }
 
@@ -266,6 +278,37 @@ async fn a_failure_is_no_answer_and_not_remembered() {
     scene.server.down.store(false, Ordering::Release);
     scene.has("session-0001", "Completed");
     assert_eq!(scene.standing("session-0001").await, Standing::Inactive);
+}
+
+#[tokio::test]
+async fn a_live_run_tells_of_a_restart_that_the_cache_has_missed() {
+    let live = |generation| RunState {
+        generation,
+        status: RunStatus::Starting { waits_for: None },
+        namespace: None,
+        keypair: None,
+    };
+    let runs = HashMap::from([
+        (id("session-ahead"), live(2)),
+        (id("session-behind"), live(1)),
+        (id("session-again"), live(2)),
+    ]);
+    let scene = scene(Runs(runs)).await;
+    scene.is_synced();
+    scene.knows("session-ahead", "Running", 1);
+    scene.knows("session-behind", "Running", 3);
+    scene.knows("session-again", "Completed", 1);
+
+    let ahead = scene.standing("session-ahead").await;
+    assert_eq!(ahead, Standing::Active { generation: 2 });
+    let behind = scene.standing("session-behind").await;
+    assert_eq!(behind, Standing::Active { generation: 3 });
+    assert_eq!(scene.asked(), 0);
+
+    // Whether an ended session has started anew, a run alone does not decide.
+    scene.has("session-again", "Completed");
+    assert_eq!(scene.standing("session-again").await, Standing::Inactive);
+    assert_eq!(scene.asked(), 1);
 }
 
 #[tokio::test]
