@@ -95,6 +95,14 @@ impl Refusal {
         }
     }
 
+    /// Whether it is the session's own doing, in ways that it can repeat without end.
+    pub(super) fn of_a_session(self) -> bool {
+        matches!(
+            self,
+            Self::StaleProof(_) | Self::Inactive | Self::SessionLimited(_)
+        )
+    }
+
     /// Whether a limit of ours refuses it.
     pub(super) fn by_limit(self) -> bool {
         matches!(

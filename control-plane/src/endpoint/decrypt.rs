@@ -193,7 +193,7 @@ impl Decryptor {
 
     /// Decrypts off the async threads.
     ///
-    /// Cancel-safe: who goes away leaves the line; a decryption that has begun is ended.
+    /// Cancel-safe: a request that is dropped leaves the line; a decryption that has begun is ended.
     pub(super) async fn open(
         &self,
         ciphertext: &Ciphertext,

@@ -104,6 +104,10 @@ struct Caller {
 
 impl Exchange {
     pub(super) fn new(settings: &EndpointSettings, parts: Parts) -> Self {
+        // There from the start, so that a rate has the first of them.
+        for refusal in [Refusal::NoToken, Refusal::Overloaded] {
+            counter!(EXCHANGES, "result" => refusal.label()).increment(0);
+        }
         Self {
             decryptor: Decryptor::new(),
             keys: parts.keys,
@@ -132,11 +136,15 @@ impl Exchange {
         let mut audit = Audit {
             source,
             session: None,
+            decrypted: false,
             latency: Duration::ZERO,
         };
         let deciding = async {
             match self.decide(source, headers, &mut audit).await {
-                Err(refusal) if refusal.before_authentication() => {
+                Err(refusal)
+                    if refusal.before_authentication()
+                        || (audit.decrypted && refusal.of_a_session()) =>
+                {
                     Err(self.charge_source(source, refusal).await)
                 }
                 decided => decided,
@@ -204,27 +212,23 @@ impl Exchange {
         };
         let token = self.issue(&subject).await?;
         let same = known.as_ref().and_then(|known| known.answered(&token));
-        if let Some(body) = same {
-            let answered = Answered { token, body };
-            return Ok(Granted {
-                answered,
-                is_news: false,
-            });
-        }
-        let body = answer::body(&token).ok_or(Refusal::NoToken)?;
+        let is_news = same.is_none();
+        let body = match same {
+            Some(body) => body,
+            None => answer::body(&token).ok_or(Refusal::NoToken)?,
+        };
         let answered = Answered { token, body };
-        let got = answered.clone();
-        if let Some(known) = known {
-            known.answers(got);
-        } else {
-            self.decryptor
-                .remember(&ciphertext, subject.session, got)
-                .await;
+        match known.filter(|known| known.session_keys(&keys).is_some()) {
+            Some(known) if is_news => known.answers(answered.clone()),
+            Some(_) => {}
+            None => {
+                let session = subject.session;
+                self.decryptor
+                    .remember(&ciphertext, session, answered.clone())
+                    .await;
+            }
         }
-        Ok(Granted {
-            answered,
-            is_news: true,
-        })
+        Ok(Granted { answered, is_news })
     }
 
     /// Who asks, as these keys tell.
@@ -239,9 +243,12 @@ impl Exchange {
             ParseError::OtherKey => NotIdentified::Misfit(Refusal::NotBase64),
         })?;
         let known = self.decryptor.known(&ciphertext).await;
-        let id = match &known {
-            Some(known) => known.id.clone(),
-            None => self.open(asked.source, &ciphertext).await?,
+        let id = if let Some(known) = &known {
+            known.id.clone()
+        } else {
+            let id = self.open(asked.source, &ciphertext).await?;
+            audit.decrypted = true;
+            id
         };
         audit.session = Some(id.hash());
         let cached = known.as_ref().and_then(|known| known.session_keys(keys));
@@ -366,6 +373,8 @@ fn bearer_of(headers: &HeaderMap) -> Result<&str, Refusal> {
 struct Audit {
     source: IpAddr,
     session: Option<SessionHash>,
+    /// Whether it took a decryption, which is the dearest step of all.
+    decrypted: bool,
     latency: Duration,
 }
 

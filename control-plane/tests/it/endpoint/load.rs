@@ -95,6 +95,32 @@ async fn a_session_that_asks_too_often_waits_and_others_do_not() {
     assert_eq!(scene.ask(other).await.status, 200);
 }
 
+#[tokio::test]
+async fn a_session_pays_with_its_address_for_decryptions_that_are_refused() {
+    let page = MetricsPage::default();
+    let _recording = metrics::set_default_local_recorder(&page);
+    let scene = limited().start().await;
+    let bearer = scene.bearer(ACTIVE);
+    let known = scene.headers(ACTIVE, &bearer);
+    assert_eq!(scene.get(&known).await.status, 200);
+
+    let is_charged =
+        |page: &str| page.contains(&format!("{EXCHANGES}{{result=\"source_limited\"}}"));
+    let mut asked = 0;
+    while !is_charged(&page.render()) {
+        // A new ciphertext each time.
+        scene.ask(ACTIVE).await;
+        asked += 1;
+        assert!(asked < 1000, "never limited:\n{}", page.render());
+    }
+    // The session's own share came before.
+    let page = page.render();
+    assert!(
+        page.contains(&format!("{EXCHANGES}{{result=\"session_limited\"}}")),
+        "{page}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_told_at_once_and_health_does_not_wait() {
     let scene = Setup::default().start().await;
