@@ -16,6 +16,10 @@ const PREFIX: &str = "replica.ambient-code.io/";
 /// Longest name of an annotation after its prefix.
 const MAX_NAME: usize = 63;
 
+/// Most that a Secret keeps: a replica that is killed with its pod leaves its annotation, and all
+/// annotations of an object may have 256 KiB (Kubernetes docs, Annotations).
+const MOST: usize = 100;
+
 /// What each replica has said, by its annotation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Readers(BTreeMap<String, String>);
@@ -74,6 +78,22 @@ impl Readers {
         self.0.insert(annotation, said);
     }
 
+    /// The annotations to take away before one more is added: all of a crowd, which is mostly of who
+    /// is gone. Who is not says it again with its next reading.
+    pub(super) fn crowd(&self) -> Vec<String> {
+        if self.0.len() < MOST {
+            return Vec::new();
+        }
+        self.names(|_| true)
+    }
+
+    /// These are there no more.
+    pub(super) fn forget(&mut self, annotations: &[String]) {
+        for annotation in annotations {
+            self.0.remove(annotation);
+        }
+    }
+
     /// The annotations of those that do not know this key, neither as the next nor as the current.
     pub(super) fn unaware_of(&self, kid: &str) -> Vec<String> {
         self.names(|said| said.split(' ').all(|known| known != kid))
@@ -125,6 +145,20 @@ mod tests {
         // Nothing is next, so nobody needs to know it.
         assert_eq!(readers.behind(&ids("new", None)).of_next, 0);
         assert_eq!(readers.said_by("b"), Some("old new"));
+    }
+
+    #[test]
+    fn a_crowd_goes_before_one_more_comes() {
+        let mut readers = Readers::default();
+        for killed in 1..MOST {
+            readers.hear(format!("{PREFIX}{killed}"), "old".to_owned());
+            assert!(readers.crowd().is_empty(), "{killed}");
+        }
+        readers.hear(format!("{PREFIX}last"), "old".to_owned());
+        let crowd = readers.crowd();
+        assert_eq!(crowd.len(), MOST);
+        readers.forget(&crowd);
+        assert_eq!(readers, Readers::default());
     }
 
     #[test]

@@ -206,13 +206,22 @@ impl Voice {
             mut readers,
             is_ours,
         } = told;
-        let says = said_of(&keyring.current().ids().signing);
+        let signing = keyring.current().ids().signing;
+        let says = said_of(&signing);
         // A Secret of somebody else is not written, and not rotated by us.
         if is_ours && readers.said_by(&self.annotation) != Some(says.as_str()) {
-            let saying = store.annotate([(self.annotation.clone(), Some(says.clone()))]);
+            // A rotation waits for each of them, and forgets them by itself.
+            let crowd = match signing.next {
+                None => readers.crowd(),
+                Some(_) => Vec::new(),
+            };
+            let gone = crowd.iter().map(|it| (it.clone(), None));
+            let ours = (self.annotation.clone(), Some(says.clone()));
+            let saying = store.annotate(gone.chain([ours]));
             let said = timeout(LIMIT, saying).await;
             let error = match said {
                 Ok(Ok(())) => {
+                    readers.forget(&crowd);
                     readers.hear(self.annotation.clone(), says);
                     None
                 }

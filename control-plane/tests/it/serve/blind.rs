@@ -1,6 +1,6 @@
 //! A replica that cannot read its keys while they are rotated. The runner is played.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use ambient_shared::{exchange::ExchangeError, token::Token};
 use ambient_testing::{
@@ -13,7 +13,7 @@ use ambient_testing::{
 use jsonwebtoken::{decode_header, jwk::JwkSet};
 use nix::sys::signal::Signal;
 use reqwest::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::rotation::verify;
@@ -193,6 +193,32 @@ async fn a_replica_that_is_taken_for_gone_is_not_waited_for_again() {
             && said["replica.ambient-code.io/other"].is_null()
     };
     scene.site.wait_for(&scene.secret(KEYS[2]), done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crowd_of_killed_replicas_has_said_is_forgotten() {
+    let (scene, [_leader, mut other]) = Scene::start("serve-blind-crowd").await;
+    scene.until_said("other", |said| said.is_some()).await;
+    other.kill().await;
+    let killed = (0..100).map(|it| format!("replica.ambient-code.io/killed-{it}"));
+    let said: BTreeMap<_, _> = killed.map(|it| (it, "some-key")).collect();
+    let patch = json!({"metadata": {"annotations": said}});
+    let secret = scene.secret(KEYS[2]);
+    let (status, _) = Cluster::shared().request("PATCH", &secret, Some(&patch));
+    assert_eq!(status, 200);
+
+    let mut third = scene.site.program().env("HOSTNAME", "third").start();
+    third.listening("endpoint").await;
+    let names = |secret: &Value| -> Vec<String> {
+        let all = secret["metadata"]["annotations"].as_object();
+        let names = all.into_iter().flatten();
+        let of_replicas =
+            names.filter_map(|(name, _)| name.strip_prefix("replica.ambient-code.io/"));
+        of_replicas.map(ToOwned::to_owned).collect()
+    };
+    // Who lives says it again.
+    let is_rid = |secret: &Value| names(secret) == ["leader", "third"];
+    scene.site.wait_for(&secret, is_rid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
