@@ -85,6 +85,8 @@ pub struct Credentials {
     pub session_key: SessionKey,
     /// The root that this key was made from.
     pub root: KeyId,
+    /// The generation of the run that they are for.
+    pub generation: u32,
 }
 
 /// A session's run as the backend last saw it.
@@ -194,6 +196,20 @@ pub struct TokenTimes {
     pub expires_at: Option<SystemTime>,
     /// The root of the session's key beside it; none when that is not known.
     pub root: Option<KeyId>,
+}
+
+impl TokenTimes {
+    /// How much of its life it has used, from 0 to 1; none when it does not expire.
+    pub fn life_used(&self, now: SystemTime) -> Option<f64> {
+        let age = now.duration_since(self.issued_at).unwrap_or_default();
+        let life = self.expires_at?.duration_since(self.issued_at);
+        let life = life.unwrap_or_default();
+        Some(if age < life {
+            age.as_secs_f64() / life.as_secs_f64()
+        } else {
+            1.0
+        })
+    }
 }
 
 /// Why a backend could not do what it was asked.

@@ -188,6 +188,7 @@ impl Reconciler {
                 token,
                 session_key: keys.session_key(id),
                 root: keys.root_id(),
+                generation: run.generation,
             };
             self.backend.start(&run, &credentials).await?;
             if let Some(since) = self.cache.waiting_since(id) {

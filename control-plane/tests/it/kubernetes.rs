@@ -373,6 +373,7 @@ fn credentials(id: &SessionId, life: u64) -> Credentials {
         token: Token::new(&text, Some(expires_at)).unwrap(),
         session_key: SessionRoot::new([7; 32]).session_key(id),
         root: KeyId::from_bytes([2; 8]),
+        generation: 0,
     }
 }
 

@@ -14,7 +14,9 @@ use k8s_openapi::{
     },
 };
 
-use super::names::{SESSION_ID, SESSION_ROOT, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT};
+use super::names::{
+    GENERATION, SESSION_ID, SESSION_ROOT, SessionRef, TOKEN_EXPIRES_AT, TOKEN_ISSUED_AT,
+};
 use crate::backend::Credentials;
 
 mod command;
@@ -100,6 +102,7 @@ pub(crate) fn token_secret(
     let issued_at = token.expires_at().and(token.issued_at());
     let issued_at = issued_at.and_then(written).or_else(|| written(now));
     let known = [
+        (GENERATION, Some(credentials.generation.to_string())),
         (SESSION_ROOT, Some(credentials.root.to_string())),
         (TOKEN_ISSUED_AT, issued_at),
         (TOKEN_EXPIRES_AT, token.expires_at().and_then(written)),

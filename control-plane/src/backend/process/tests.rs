@@ -70,6 +70,7 @@ fn credentials() -> Credentials {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
         root: KeyId::from_bytes([2; 8]),
+        generation: 0,
     }
 }
 

@@ -5,11 +5,15 @@ use ambient_testing::{
     kube_proxy::{conflict, refusal, too_busy},
     proxy::Fault,
 };
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
-use super::kubernetes::{about, running, started, until, until_whole};
+use super::{
+    fresh::pushed,
+    kubernetes::{about, running, started, until, until_whole},
+};
 
 /// Writes that a session's life has, by verb and kind.
 const WRITES: [(&str, &str); 6] = [
@@ -89,6 +93,41 @@ async fn a_session_that_is_deleted_while_its_next_try_waits_is_removed_and_not_s
         (asked.verb, asked.resource.as_str()) == ("create", "pods") && *code == Some(201)
     });
     assert_eq!(made.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_token_that_is_written_late_for_the_run_before_is_replaced() {
+    let (site, _program) = started("fault-late-token").await;
+    let session = running(&site).await;
+    let held = site
+        .kube
+        .inject(1, about(&site, "patch", "secrets"), Fault::Held);
+    // What somebody else edited is written anew.
+    let edit = json!({"metadata": {"annotations": {"ambient-code.io/token-issued-at": "now"}}});
+    let secret = session.secret();
+    let (status, _) = site.ask(Method::PATCH, &secret, Some(&edit)).await;
+    assert_eq!(status, 200);
+    until("the token is about to be written", || held.hits() == 1).await;
+
+    session.post("stop").await;
+    session.finishes().await;
+    session.until_phase("Stopped").await;
+    session.post("start").await;
+    session.runs(1).await;
+    let of_run = |it: &Value| it["metadata"]["annotations"]["ambient-code.io/generation"].clone();
+    let secret = site.wait_for(&session.secret(), |_| true).await;
+    assert_eq!(of_run(&secret), "1");
+    let version = secret["metadata"]["resourceVersion"].clone();
+    drop(held);
+
+    let is_written = |it: &Value| it["metadata"]["resourceVersion"] != version;
+    site.wait_for(&session.secret(), is_written).await;
+    site.wait_for(&session.secret(), |it| of_run(it) == "1")
+        .await;
+    let token = pushed(&session).await;
+    let claims = token.expose().split('.').nth(1).unwrap();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    assert_eq!(claims["gen"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

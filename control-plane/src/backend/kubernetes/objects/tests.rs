@@ -133,6 +133,7 @@ fn credentials() -> Credentials {
         token: Token::new(TOKEN, Some(expires_at)).unwrap(),
         session_key: SessionKey::from_text(KEY).unwrap(),
         root: KeyId::from_bytes([2; 8]),
+        generation: 0,
     }
 }
 

@@ -124,13 +124,19 @@ impl Entry {
         owners.flatten().next().map(String::as_str)
     }
 
-    /// The token in the Secret, when all of the Secret is ours.
+    /// The token in the Secret, when all of the Secret is ours, and for the run that there is: a
+    /// write for the run before may come late.
     pub(super) fn token_times(&self) -> Option<TokenTimes> {
         let secret = self.secret.as_ref()?;
-        match &secret.facts.what {
-            What::Secret(times) if self.is_owned(secret) && secret.facts.labelled => *times,
-            _ => None,
-        }
+        let What::Secret(Some(token)) = &secret.facts.what else {
+            return None;
+        };
+        let is_of_this_run = match (self.pod(), token.generation) {
+            (Some((_, pod)), Some(generation)) => pod.generation == generation,
+            _ => true,
+        };
+        let is_ours = self.is_owned(secret) && secret.facts.labelled;
+        (is_ours && is_of_this_run).then_some(token.times)
     }
 
     /// Whether the session's `ServiceAccount` owns it, as far as that is known.

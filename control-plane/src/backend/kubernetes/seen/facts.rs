@@ -81,7 +81,7 @@ pub(crate) struct Facts {
 pub(crate) enum What {
     Pod(PodFacts),
     /// What is known of its token; none when it was edited by somebody else.
-    Secret(Option<TokenTimes>),
+    Secret(Option<TokenFacts>),
     Account {
         /// It is being deleted, and with it all else.
         deleting: bool,
@@ -90,6 +90,14 @@ pub(crate) enum What {
         /// Edited by somebody else.
         edited: bool,
     },
+}
+
+/// What is known of a token in a Secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenFacts {
+    pub(crate) times: TokenTimes,
+    /// Of the run that it was issued for; none when that was not noted.
+    pub(crate) generation: Option<u32>,
 }
 
 /// What is known of a pod.
@@ -143,7 +151,7 @@ impl Reader {
         self.sighting(metadata, SessionRef::token_secret, |session| {
             let managed = metadata.managed_fields.as_deref().unwrap_or_default();
             let is_ours = owns_all(managed, &written_secret(session, metadata));
-            What::Secret(is_ours.then(|| token_times(metadata)).flatten())
+            What::Secret(is_ours.then(|| token_facts(metadata)).flatten())
         })
     }
 
@@ -208,11 +216,10 @@ impl Reader {
 /// The fields of a token Secret that nobody but us may write.
 fn written_secret(session: &SessionRef, metadata: &ObjectMeta) -> Value {
     let mut annotations = BTreeMap::from([(TOKEN_ISSUED_AT, "")]);
-    if annotation(metadata, TOKEN_EXPIRES_AT).is_some() {
-        annotations.insert(TOKEN_EXPIRES_AT, "");
-    }
-    if annotation(metadata, SESSION_ROOT).is_some() {
-        annotations.insert(SESSION_ROOT, "");
+    for name in [TOKEN_EXPIRES_AT, SESSION_ROOT, GENERATION] {
+        if annotation(metadata, name).is_some() {
+            annotations.insert(name, "");
+        }
     }
     json!({
         "metadata": {"labels": session.labels(), "annotations": annotations},
@@ -220,14 +227,17 @@ fn written_secret(session: &SessionRef, metadata: &ObjectMeta) -> Value {
     })
 }
 
-fn token_times(metadata: &ObjectMeta) -> Option<TokenTimes> {
+fn token_facts(metadata: &ObjectMeta) -> Option<TokenFacts> {
     let time = |name| humantime::parse_rfc3339(annotation(metadata, name)?).ok();
-    Some(TokenTimes {
-        issued_at: time(TOKEN_ISSUED_AT)?,
-        // One that cannot be read is no time without end.
-        expires_at: annotation(metadata, TOKEN_EXPIRES_AT)
-            .map(|_| time(TOKEN_EXPIRES_AT).unwrap_or(SystemTime::UNIX_EPOCH)),
-        root: key_id(metadata, SESSION_ROOT),
+    Some(TokenFacts {
+        times: TokenTimes {
+            issued_at: time(TOKEN_ISSUED_AT)?,
+            // One that cannot be read is no time without end.
+            expires_at: annotation(metadata, TOKEN_EXPIRES_AT)
+                .map(|_| time(TOKEN_EXPIRES_AT).unwrap_or(SystemTime::UNIX_EPOCH)),
+            root: key_id(metadata, SESSION_ROOT),
+        },
+        generation: annotation(metadata, GENERATION).and_then(|it| it.parse().ok()),
     })
 }
 

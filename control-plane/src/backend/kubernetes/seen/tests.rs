@@ -473,12 +473,35 @@ fn a_secret_that_somebody_edited_is_none() {
 }
 
 #[test]
+fn a_token_that_was_written_late_for_the_run_before_is_none() {
+    let scene = Scene::listed();
+    scene.apply_pod(3, |pod| {
+        pod["metadata"]["annotations"][GENERATION] = json!("1");
+    });
+    let of_run = |version, generation| {
+        let written = secret(version, |it| {
+            it["annotations"][GENERATION] = json!(generation);
+            it["managedFields"][0]["fieldsV1"]["f:metadata"]["f:annotations"]
+                [format!("f:{GENERATION}")] = json!({});
+        });
+        scene.reader().secret(&written)
+    };
+    scene.seen.wrote("team", Kind::Secret, of_run(4, "1"));
+    assert!(scene.seen.token_times(&id(ID)).is_some());
+    scene.took_told();
+
+    scene.seen.applied("team", Kind::Secret, of_run(5, "0"));
+    assert_eq!(scene.seen.token_times(&id(ID)), None);
+    assert_eq!(scene.took_told(), [id(ID)]);
+}
+
+#[test]
 fn a_token_without_end_is_told_from_one_whose_end_cannot_be_read() {
     let scene = Scene::listed();
     let times = |change: fn(&mut Value)| {
         let sighting = scene.reader().secret(&secret(2, change));
         match sighting.facts.unwrap().what {
-            facts::What::Secret(times) => times.unwrap().expires_at,
+            facts::What::Secret(token) => token.unwrap().times.expires_at,
             other => panic!("{other:?}"),
         }
     };

@@ -114,6 +114,7 @@ fn nobody_else_may_read_any_of_it() {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
         root: KeyId::from_bytes([2; 8]),
+        generation: 0,
     };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
     let times = folder.write_credentials(&credentials, now).unwrap();
@@ -152,6 +153,7 @@ fn a_deleted_secret_has_no_times() {
         token: Token::new("token", None).unwrap(),
         session_key: SessionKey::from_text("key").unwrap(),
         root: KeyId::from_bytes([2; 8]),
+        generation: 0,
     };
     folder
         .write_credentials(&credentials, SystemTime::UNIX_EPOCH)

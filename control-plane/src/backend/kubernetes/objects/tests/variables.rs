@@ -128,6 +128,7 @@ proptest! {
             token: Token::new(&token, None).unwrap(),
             session_key: SessionKey::from_text(&key).unwrap(),
             root: KeyId::from_bytes([2; 8]),
+            generation: 0,
         };
         let session = session_in(&settings);
         let secret = token_secret(&session, OWNER, &credentials, now());
