@@ -152,6 +152,8 @@ pub struct Elector {
     clock: Clock,
     observer: Observer,
     is_failing: bool,
+    /// It may be ours without our knowing: a write was begun.
+    is_unsure: bool,
 }
 
 impl Elector {
@@ -173,6 +175,7 @@ impl Elector {
             clock,
             observer: Observer::default(),
             is_failing: false,
+            is_unsure: false,
         }
     }
 
@@ -204,6 +207,7 @@ impl Elector {
             match ended {
                 Ok(ended) => {
                     self.release().await;
+                    self.is_unsure = false;
                     ended?;
                 }
                 Err(lost) => {
@@ -213,12 +217,15 @@ impl Elector {
                 }
             }
         }
+        if self.is_unsure {
+            self.release().await;
+        }
         Ok(())
     }
 
     /// Waits until the Lease is ours.
     ///
-    /// Cancel-safe: what was taken at that very moment is left to run out.
+    /// Cancel-safe: whether it was taken at that very moment is not known then.
     async fn acquire(&mut self) {
         loop {
             let look = self.look().await;
@@ -277,6 +284,7 @@ impl Elector {
         let next = self
             .observer
             .judge(lease.as_ref(), &self.identity, Instant::now());
+        self.is_unsure |= !matches!(next, Next::Wait(_));
         let now = timestamp(self.clock.now());
         let written = match (next, lease) {
             (Next::Wait(left), _) => return Ok(Look::Theirs(left)),

@@ -176,6 +176,32 @@ async fn a_killed_leader_is_followed_within_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_stopped_as_it_takes_the_lease_gives_it_up() {
+    let site = Site::new("lead-unsure").await;
+    let mut leader = Replica::start(&site, "4s").await;
+    until("leading", || leader.leads()).await;
+    let mut other = Replica::start(&site, "4s").await;
+    // It takes the Lease, and is not told so.
+    let takes = |call: &Call| {
+        let asked = asked(call);
+        asked.is_write() && asked.resource == "leases"
+    };
+    let lost = other.kube.inject(1, takes, Fault::Lost);
+    leader.program.kill().await;
+    until("taken", || ready(lost.hits() == 1)).await;
+
+    other.program.signal(Signal::SIGTERM);
+    assert_eq!(other.program.wait().await.code(), Some(0));
+    let path = format!(
+        "/apis/coordination.k8s.io/v1/namespaces/{}/leases/ambient-control-plane",
+        site.name
+    );
+    let left = site.get(&path).await.unwrap();
+    let holder = left["spec"]["holderIdentity"].as_str().unwrap_or_default();
+    assert_eq!(holder, "", "{left:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_frozen_and_comes_back_does_no_harm() {
     let site = Site::new("lead-frozen").await;
     let first = Replica::start(&site, "4s").await;
