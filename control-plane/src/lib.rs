@@ -27,4 +27,5 @@ pub mod serve;
 pub mod sessions;
 pub mod settings;
 pub mod trial;
+mod watching;
 pub mod worker;

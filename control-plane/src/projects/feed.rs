@@ -8,22 +8,24 @@
 use std::{collections::HashSet, marker::PhantomData, sync::Arc, time::Duration};
 
 use ambient_shared::{
-    api::{Api, retry_of},
+    api::Api,
     exit,
-    retry::{Backoff, Policy},
+    retry::{Backoff, Retryable as _},
 };
 use futures_util::{StreamExt as _, future::BoxFuture};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tracing::{debug, warn};
 
 use super::catalog::Catalog;
-use crate::sessions::remote::RemoteError;
+use crate::{
+    sessions::remote::RemoteError,
+    watching::{self, DOUBTFUL_RESYNC, Opened, RECONNECTS, Reconnects, WatchError},
+};
 
 mod source;
 
-use source::{Events, Source};
+use source::Source;
 pub(super) use source::{OfProjects, OfSettings};
 
 /// Page size: the most that existing API servers take over gRPC.
@@ -33,25 +35,6 @@ const MAX_PAGES: i32 = 2000;
 /// How often one list reads all pages when they shift under it.
 const MAX_PASSES: u32 = 3;
 
-/// Waits between connections, and between lists that failed.
-const RECONNECTS: Policy = Policy {
-    initial: Duration::from_millis(250),
-    max: Duration::from_secs(30),
-    brief: Duration::from_secs(30),
-    longest_asked: Duration::from_mins(1),
-};
-
-/// How long a connection must have been good before the next failure starts with the shortest wait
-/// again.
-const GOOD_AFTER: Duration = Duration::from_secs(5);
-
-/// How long to wait for the watch to begin once the server has answered another call on the same
-/// connection. Existing servers send nothing at all before the first event.
-const SETTLE: Duration = Duration::from_secs(1);
-
-/// How soon to list again when it was not certain that the watch had begun before the first list.
-const DOUBTFUL_RESYNC: Duration = Duration::from_secs(30);
-
 /// The task that follows one kind.
 pub(super) struct Feed<S> {
     api: Api,
@@ -60,29 +43,22 @@ pub(super) struct Feed<S> {
     source: PhantomData<S>,
 }
 
-/// Why a connection ended, or a list is not complete.
+/// Why a list is not complete.
 #[derive(Debug, thiserror::Error)]
-enum FeedError {
-    /// The server refuses, or broke off.
-    #[error("the API server says {:?} ({}) to a watch", .0.code(), .0.message())]
-    Refused(Status),
-    /// The server does not answer.
-    #[error("the API server does not answer")]
-    Silent(#[source] RemoteError),
-    /// The server ended the stream.
-    #[error("the API server ended a watch")]
-    Ended,
+enum ListError {
+    /// A page cannot be read.
+    #[error(transparent)]
+    Page(#[from] RemoteError),
     /// The server has had a next page each time.
     #[error("a list of the API server has no end: {MAX_PAGES} pages read")]
     Endless,
 }
 
-impl FeedError {
+impl ListError {
     fn wait(&self, backoff: &mut Backoff) -> Duration {
         let wait = match self {
-            Self::Refused(status) => backoff.after(retry_of(status)),
-            Self::Silent(error) => backoff.after(retry_of(&error.status)),
-            Self::Ended | Self::Endless => None,
+            Self::Page(error) => backoff.after(error.retry()),
+            Self::Endless => None,
         };
         // Never for good: what is refused today may be allowed tomorrow.
         wait.unwrap_or_else(|| backoff.next_wait())
@@ -101,17 +77,13 @@ impl<S: Source> Feed<S> {
 
     /// Follows until `shutdown`. Cancel-safe.
     pub(super) async fn run(self, shutdown: CancellationToken) {
-        let mut backoff = Backoff::new(RECONNECTS);
+        let mut reconnects = Reconnects::new();
         loop {
-            let mut good_since = None;
-            let followed = shutdown.run_until_cancelled(self.follow(&mut good_since));
+            let followed = shutdown.run_until_cancelled(self.follow(&mut reconnects));
             let Some(error) = followed.await else {
                 return;
             };
-            if good_since.is_some_and(|since: Instant| since.elapsed() >= GOOD_AFTER) {
-                backoff.reset();
-            }
-            let wait = error.wait(&mut backoff);
+            let wait = reconnects.wait_after(&error);
             warn!(of = S::WHAT, reason = %exit::report(&error), retry_in_s = wait.as_secs_f32(), "watch ended");
             if shutdown.run_until_cancelled(sleep(wait)).await.is_none() {
                 return;
@@ -120,8 +92,13 @@ impl<S: Source> Feed<S> {
     }
 
     /// One connection: opens the watch, lists, follows.
-    async fn follow(&self, good_since: &mut Option<Instant>) -> FeedError {
-        let (mut events, certain) = match self.open().await {
+    async fn follow(&self, reconnects: &mut Reconnects) -> WatchError {
+        let probe = async { S::page(&self.api, 1, 1).await.map(drop) };
+        let opened = watching::open(S::watch(&self.api), probe).await;
+        let Opened {
+            mut events,
+            certain,
+        } = match opened {
             Ok(opened) => opened,
             Err(error) => return error,
         };
@@ -137,46 +114,20 @@ impl<S: Source> Feed<S> {
             };
             tokio::select! {
                 event = events.next() => match event {
-                    None => return FeedError::Ended,
-                    Some(Err(status)) => return FeedError::Refused(status),
+                    None => return WatchError::Ended,
+                    Some(Err(status)) => return WatchError::Refused(status),
                     Some(Ok(named)) => S::take(&self.catalog, &named),
                 },
                 () = listing => {
                     list = None;
-                    let doubtful = good_since.is_none() && !certain;
+                    let doubtful = !reconnects.was_good() && !certain;
                     let wait = if doubtful { self.resync.min(DOUBTFUL_RESYNC) } else { self.resync };
                     next_list = Instant::now() + wait;
-                    good_since.get_or_insert_with(Instant::now);
+                    reconnects.is_good();
                 }
                 () = sleep_until(next_list), if !is_listing => {
                     list = Some(Box::pin(self.list()));
                 }
-            }
-        }
-    }
-
-    /// Opens the watch, and says whether it has certainly begun.
-    async fn open(&self) -> Result<(Events, bool), FeedError> {
-        let mut opening = S::watch(&self.api);
-        // Follows on the same connection: once it is answered, the server has received the watch.
-        let probe = S::page(&self.api, 1, 1);
-        let opened = tokio::select! {
-            biased;
-            opened = &mut opening => Some(opened),
-            answered = probe => {
-                answered.map_err(FeedError::Silent)?;
-                timeout(SETTLE, &mut opening).await.ok()
-            }
-        };
-        match opened {
-            Some(Ok(events)) => Ok((events, true)),
-            Some(Err(status)) => Err(FeedError::Refused(status)),
-            None => {
-                let later = futures_util::stream::once(opening).flat_map(|opened| match opened {
-                    Ok(events) => events,
-                    Err(status) => futures_util::stream::iter([Err(status)]).boxed(),
-                });
-                Ok((later.boxed(), false))
             }
         }
     }
@@ -191,7 +142,7 @@ impl<S: Source> Feed<S> {
         }
     }
 
-    async fn list_once(&self) -> Result<(), FeedError> {
+    async fn list_once(&self) -> Result<(), ListError> {
         let mut seen = HashSet::new();
         let mut certain = false;
         for _ in 0..MAX_PASSES {
@@ -206,13 +157,12 @@ impl<S: Source> Feed<S> {
     }
 
     /// Reads all pages; says whether none can have slipped from one page to another meanwhile.
-    async fn pass(&self, seen: &mut HashSet<String>) -> Result<bool, FeedError> {
+    async fn pass(&self, seen: &mut HashSet<String>) -> Result<bool, ListError> {
         let mut of_this = HashSet::new();
         let mut total = None;
         let mut steady = true;
         for number in 1..=MAX_PAGES {
-            let page = S::page(&self.api, number, PAGE).await;
-            let page = page.map_err(FeedError::Silent)?;
+            let page = S::page(&self.api, number, PAGE).await?;
             steady &= total.is_none_or(|total| total == page.total);
             total = Some(page.total);
             let is_empty = page.items.is_empty();
@@ -228,6 +178,6 @@ impl<S: Source> Feed<S> {
                 return Ok(steady || number == 1);
             }
         }
-        Err(FeedError::Endless)
+        Err(ListError::Endless)
     }
 }

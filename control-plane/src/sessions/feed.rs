@@ -8,7 +8,6 @@
 
 use std::{
     collections::HashSet,
-    future::Future,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,57 +16,35 @@ use std::{
 };
 
 use ambient_shared::{
-    api::{Api, retry_of},
+    api::Api,
     clock::Clock,
     exit,
     proto::{self, EventType, SessionWatchEvent},
-    retry::{Backoff, Policy, Retryable as _},
     session::{SessionHash, SessionId},
 };
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt as _, future::BoxFuture};
 use metrics::{counter, gauge};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status};
+use tonic::Request;
 use tracing::{debug, info, warn};
 
 use super::{Applied, Session, SessionCache, list::Lister, remote::call};
 use crate::{
     metrics::{LAST_LIST, WATCH_RECONNECTS},
     reconcile::due::Due,
+    watching::{self, DOUBTFUL_RESYNC, Opened, Reconnects, WatchError},
 };
 
 mod lists;
 
 use lists::Outcome;
 
-/// Waits between connections, and between lists that failed.
-const RECONNECTS: Policy = Policy {
-    initial: Duration::from_millis(250),
-    max: Duration::from_secs(30),
-    brief: Duration::from_secs(30),
-    longest_asked: Duration::from_mins(1),
-};
-
-/// How long a connection must have been good before the next failure starts with the shortest wait
-/// again: a server that ends each watch at once must not be asked for lists without a pause.
-const GOOD_AFTER: Duration = Duration::from_secs(5);
-
-/// How long to wait for the watch to begin once the server has answered another call on the same
-/// connection. Existing servers send nothing at all before the first event.
-const SETTLE: Duration = Duration::from_secs(1);
-
-/// How soon to list again when it was not certain that the watch had begun before the first list,
-/// or that no session slipped through pages that shifted.
-const DOUBTFUL_RESYNC: Duration = Duration::from_secs(30);
-
 /// How long after a resync the watch may still deliver what the list has shown already.
 const WATCH_LAG: Duration = Duration::from_secs(5);
 
 /// Most sessions that are remembered as skipped, so that each is logged once.
 const MAX_SKIPPED: usize = 1000;
-
-type Events = BoxStream<'static, Result<SessionWatchEvent, Status>>;
 
 /// The task that keeps the cache current.
 pub(crate) struct Feed {
@@ -80,44 +57,6 @@ pub(crate) struct Feed {
     /// Deletions that events told of so far.
     deletions: AtomicU64,
     skipped: Mutex<HashSet<SessionHash>>,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum WatchError {
-    /// The server refuses, or broke off.
-    #[error("the API server says {:?} ({}) to the watch of sessions", .0.code(), .0.message())]
-    Refused(Status),
-    /// The server does not answer.
-    #[error("the API server does not answer")]
-    Silent(#[source] super::remote::RemoteError),
-    /// The server ended the stream.
-    #[error("the API server ended the watch of sessions")]
-    Ended,
-    /// A list has shown changes that no event had told of.
-    #[error("the watch of sessions has missed {0} changes")]
-    Deaf(usize),
-}
-
-impl WatchError {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Refused(_) => "refused",
-            Self::Silent(_) => "silent",
-            Self::Ended => "ended",
-            Self::Deaf(_) => "deaf",
-        }
-    }
-
-    fn wait(&self, backoff: &mut Backoff) -> Duration {
-        let wait = match self {
-            Self::Refused(status) => backoff.after(retry_of(status)),
-            Self::Silent(error) => backoff.after(error.retry()),
-            Self::Ended | Self::Deaf(_) => None,
-        };
-        // Never for good: what is refused today may be allowed tomorrow.
-        wait.unwrap_or_else(|| backoff.next_wait())
-    }
 }
 
 impl Feed {
@@ -146,17 +85,13 @@ impl Feed {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         // Never, so that a replica that does not come to it shows.
         gauge!(LAST_LIST).set(0.0);
-        let mut backoff = Backoff::new(RECONNECTS);
+        let mut reconnects = Reconnects::new();
         loop {
-            let mut good_since = None;
-            let followed = shutdown.run_until_cancelled(self.follow(&mut good_since));
+            let followed = shutdown.run_until_cancelled(self.follow(&mut reconnects));
             let Some(error) = followed.await else {
                 return;
             };
-            if good_since.is_some_and(|since: Instant| since.elapsed() >= GOOD_AFTER) {
-                backoff.reset();
-            }
-            let wait = error.wait(&mut backoff);
+            let wait = reconnects.wait_after(&error);
             counter!(WATCH_RECONNECTS, "reason" => error.reason()).increment(1);
             let reason = exit::report(&error);
             warn!(%reason, retry_in_s = wait.as_secs_f32(), "watch of sessions ended");
@@ -167,10 +102,12 @@ impl Feed {
         }
     }
 
-    /// One connection: opens the watch, lists, follows. Sets `good_since` when the first list is
-    /// complete.
-    async fn follow(&self, good_since: &mut Option<Instant>) -> WatchError {
-        let (mut events, certain) = match self.open().await {
+    /// One connection: opens the watch, lists, follows. It is good when the first list is complete.
+    async fn follow(&self, reconnects: &mut Reconnects) -> WatchError {
+        let Opened {
+            mut events,
+            certain,
+        } = match self.open().await {
             Ok(opened) => opened,
             Err(error) => return error,
         };
@@ -178,6 +115,8 @@ impl Feed {
         debug!(certain, "watch of sessions open");
         let mut list: Option<BoxFuture<'_, Outcome>> = Some(Box::pin(self.list()));
         let mut next_list = Instant::now();
+        // What events have told of since a list began.
+        let mut told = HashSet::new();
         // What a resync has shown and no event has told of yet, and until when it may.
         let mut untold: Option<(Outcome, Instant)> = None;
         loop {
@@ -195,21 +134,24 @@ impl Feed {
                     None => return WatchError::Ended,
                     Some(Err(status)) => return WatchError::Refused(status),
                     Some(Ok(event)) => {
-                        let id = self.take_event(event);
-                        if let (Some((untold, _)), Some(id)) = (&mut untold, id) {
-                            untold.changed.remove(&id);
-                            untold.missing.retain(|missing| *missing != id);
+                        let Some(id) = self.take_event(event) else { continue };
+                        if let Some((untold, _)) = &mut untold {
+                            untold.are_told(&HashSet::from([id.clone()]));
+                        }
+                        if is_listing {
+                            told.insert(id);
                         }
                     }
                 },
-                outcome = listing => {
+                mut outcome = listing => {
                     list = None;
-                    let first = good_since.is_none();
+                    outcome.are_told(&std::mem::take(&mut told));
+                    let first = !reconnects.was_good();
                     let doubtful = outcome.doubtful || (first && !certain);
                     let wait = if doubtful { self.resync.min(DOUBTFUL_RESYNC) } else { self.resync };
                     next_list = Instant::now() + wait;
                     if first {
-                        *good_since = Some(Instant::now());
+                        reconnects.is_good();
                     } else if !(outcome.changed.is_empty() && outcome.missing.is_empty()) {
                         untold = Some((outcome, Instant::now() + WATCH_LAG));
                     }
@@ -231,34 +173,20 @@ impl Feed {
         }
     }
 
-    /// Opens the watch, and says whether it has certainly begun.
-    async fn open(&self) -> Result<(Events, bool), WatchError> {
+    async fn open(&self) -> Result<Opened<SessionWatchEvent>, WatchError> {
         let mut client = self.api.sessions();
         let opening = async move {
             let request = Request::new(proto::WatchSessionsRequest {});
-            client.watch_sessions(request).await
+            let events = client.watch_sessions(request).await?;
+            Ok(events.into_inner().boxed())
         };
-        let mut opening = Box::pin(opening);
-        // A call that follows on the same connection: once it is answered, the server has received
-        // the watch too, though it may send nothing before the first event.
         let mut client = self.api.sessions();
         let probe = async move {
             let request = Request::new(proto::ListSessionsRequest { page: 1, size: 1 });
-            call("reach the API server", client.list_sessions(request)).await
+            let answer = client.list_sessions(request);
+            call("reach the API server", answer).await.map(drop)
         };
-        let opened = tokio::select! {
-            biased;
-            opened = &mut opening => Some(opened),
-            answered = probe => {
-                answered.map_err(WatchError::Silent)?;
-                timeout(SETTLE, &mut opening).await.ok()
-            }
-        };
-        match opened {
-            Some(Ok(stream)) => Ok((stream.into_inner().boxed(), true)),
-            Some(Err(status)) => Err(WatchError::Refused(status)),
-            None => Ok((opened_later(opening), false)),
-        }
+        watching::open(opening, probe).await
     }
 
     /// Takes an event and gives the session that it is about.
@@ -330,19 +258,4 @@ impl Feed {
             }
         }
     }
-}
-
-/// The events of a stream whose beginning is still to come.
-fn opened_later<F>(opening: F) -> Events
-where
-    F: Future<Output = Result<tonic::Response<tonic::Streaming<SessionWatchEvent>>, Status>>
-        + Send
-        + 'static,
-{
-    futures_util::stream::once(opening)
-        .flat_map(|opened| match opened {
-            Ok(stream) => stream.into_inner().boxed(),
-            Err(status) => futures_util::stream::iter([Err(status)]).boxed(),
-        })
-        .boxed()
 }

@@ -1,7 +1,10 @@
 //! Lists and watch: whatever is lost, late or old, the controller ends up with what is true.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -137,6 +140,56 @@ async fn a_watch_that_says_nothing_is_healed_by_the_resync_and_opened_again() {
             scene.api.ask(|api| api.watches) > 1
         })
         .await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_that_tells_while_a_list_is_read_is_kept() {
+    let plan = Plan {
+        resync: Duration::from_millis(500),
+        ..Plan::default()
+    };
+    let changed = "session-000";
+    let scene = Scene::start(plan, |api, _| {
+        for number in 0..100 {
+            api.create_in(&format!("session-{number:03}"), "Completed");
+        }
+        api.set(|api| api.page_cap = 5);
+    })
+    .await;
+    // Changed after one list has read its first page, told of after the next one has.
+    let mut pages = 0;
+    let told = Arc::new(AtomicBool::new(false));
+    let tells = Arc::clone(&told);
+    scene.api.on_page(move |api, phase, page| {
+        if (phase, page) != (None, 2) {
+            return;
+        }
+        pages += 1;
+        match pages {
+            1 => {
+                api.set(|api| api.deaf = true);
+                api.change(changed, |it| it.name = "another".to_owned());
+                api.set(|api| api.deaf = false);
+            }
+            2 => {
+                api.replay(api.get(changed).unwrap());
+                tells.store(true, Ordering::Release);
+            }
+            _ => {}
+        }
+    });
+    scene
+        .until("it is told of", |_| told.load(Ordering::Acquire))
+        .await;
+
+    // Longer than a watch may lag behind a list.
+    let lists = |scene: &Scene| scene.api.ask(|api| api.lists[&None]);
+    let enough = lists(&scene) + 14;
+    scene
+        .until("many lists", |scene| lists(scene) >= enough)
+        .await;
+    assert_eq!(scene.api.ask(|api| api.watches), 1);
     scene.stop().await;
 }
 

@@ -6,19 +6,17 @@ use ambient_shared::{
     api::Api,
     proto::{self, EventType},
 };
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt as _, future::BoxFuture};
 use tonic::{Request, Status};
 
 use crate::{
     projects::catalog::Catalog,
     sessions::remote::{RemoteError, call},
+    watching::Events,
 };
 
 /// Largest answer to a list, in bytes.
 const MAX_LIST: usize = 32 * 1024 * 1024;
-
-/// The events of a watch, as they come.
-pub(in crate::projects) type Events = BoxStream<'static, Result<Named, Status>>;
 
 /// What an event or an item is about.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ pub(in crate::projects) trait Source: Send + Sync + 'static {
     const WHAT: &'static str;
 
     /// Opens the watch.
-    fn watch(api: &Api) -> BoxFuture<'static, Result<Events, Status>>;
+    fn watch(api: &Api) -> BoxFuture<'static, Result<Events<Named>, Status>>;
 
     /// Reads one page, from 1.
     fn page(api: &Api, page: i32, size: i32) -> BoxFuture<'static, Result<Page, RemoteError>>;
@@ -59,7 +57,7 @@ pub(in crate::projects) struct OfProjects;
 impl Source for OfProjects {
     const WHAT: &'static str = "projects";
 
-    fn watch(api: &Api) -> BoxFuture<'static, Result<Events, Status>> {
+    fn watch(api: &Api) -> BoxFuture<'static, Result<Events<Named>, Status>> {
         let mut client = api.projects();
         Box::pin(async move {
             let request = Request::new(proto::WatchProjectsRequest {});
@@ -117,7 +115,7 @@ pub(in crate::projects) struct OfSettings;
 impl Source for OfSettings {
     const WHAT: &'static str = "project settings";
 
-    fn watch(api: &Api) -> BoxFuture<'static, Result<Events, Status>> {
+    fn watch(api: &Api) -> BoxFuture<'static, Result<Events<Named>, Status>> {
         let mut client = api.project_settings();
         Box::pin(async move {
             let request = Request::new(proto::WatchProjectSettingsRequest {});

@@ -10,13 +10,14 @@ use metrics::{counter, gauge};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::{Feed, RECONNECTS};
+use super::Feed;
 use crate::{
     metrics::{LAST_LIST, LISTS},
     sessions::{
         Applied, Revision,
         list::{ListError, Query},
     },
+    watching::RECONNECTS,
 };
 
 /// Longest row of tries for one page, after which the list starts again.
@@ -34,6 +35,14 @@ pub(super) struct Outcome {
     pub(super) missing: Vec<SessionId>,
     /// Sessions may have been missed.
     pub(super) doubtful: bool,
+}
+
+impl Outcome {
+    /// Events have told of these sessions.
+    pub(super) fn are_told(&mut self, told: &HashSet<SessionId>) {
+        self.changed.retain(|id| !told.contains(id));
+        self.missing.retain(|id| !told.contains(id));
+    }
 }
 
 impl Feed {
