@@ -33,8 +33,8 @@ use crate::{
     cluster::Fence,
     issuer::Issuer,
     keypair::Keyring,
-    metrics::{QUEUE_LENGTH, QUEUE_OLDEST, SESSIONS},
-    queue::{Work, WorkQueue},
+    metrics::SESSIONS,
+    queue::{self, WorkQueue},
     reconcile::{
         ReconcileError, Reconciler,
         desired::DesiredSettings,
@@ -57,9 +57,6 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// How long what only reads may take to end: it has nothing to finish.
 const FOLLOW_DRAIN: Duration = Duration::from_secs(5);
-
-/// How often the number of sessions and the queue's length are reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Settings of the controller.
 #[derive(Debug, Clone)]
@@ -340,10 +337,10 @@ impl fmt::Debug for Controller {
 async fn report(cache: SessionCache, due: Arc<Due>, clock: Clock, shutdown: CancellationToken) {
     loop {
         for handler in Handler::ALL {
-            report_queue(&due.queue, handler, handler.as_str(), &clock);
+            queue::report::report(&due.queue, &[handler], handler.as_str(), &clock);
         }
         if let Some(tokens) = &due.tokens {
-            report_queue(tokens, (), "refresh", &clock);
+            queue::report::report(tokens, &[()], "refresh", &clock);
         }
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         {
@@ -353,23 +350,9 @@ async fn report(cache: SessionCache, due: Arc<Due>, clock: Clock, shutdown: Canc
                 gauge!(SESSIONS, "phase" => phase.as_str()).set(count as f64);
             }
         }
-        let pause = shutdown.run_until_cancelled(sleep(REPORT_INTERVAL));
+        let pause = shutdown.run_until_cancelled(sleep(queue::report::INTERVAL));
         if pause.await.is_none() {
             return;
         }
     }
-}
-
-fn report_queue<H: Work>(
-    queue: &WorkQueue<H, SessionId>,
-    handler: H,
-    name: &'static str,
-    clock: &Clock,
-) {
-    // A moment, so that a report which is stuck shows too.
-    let now = Duration::from_secs(clock.unix_seconds());
-    let oldest = now.saturating_sub(queue.oldest_due(handler).unwrap_or_default());
-    gauge!(QUEUE_OLDEST, "handler" => name).set(oldest.as_secs_f64());
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    gauge!(QUEUE_LENGTH, "handler" => name).set(queue.depth(handler) as f64);
 }

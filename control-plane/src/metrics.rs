@@ -83,8 +83,8 @@ pub const LAST_LIST: &str = "ambient_control_plane_last_list_timestamp_seconds";
 pub const LISTS: &str = "ambient_control_plane_lists_total";
 /// Counter, label `reason`: times the watch of sessions ended and was opened again.
 pub const WATCH_RECONNECTS: &str = "ambient_control_plane_watch_reconnects_total";
-/// Gauge, label `handler` (`refresh`: tokens to be replaced): entries of the work queue, whether
-/// due, backing off or running.
+/// Gauge, label `handler` (`refresh`: tokens to be replaced; `project`, `repair`): entries of the
+/// work queue, whether due, backing off or running.
 pub const QUEUE_LENGTH: &str = "ambient_control_plane_queue_length";
 /// Gauge, label `handler`: since when the oldest entry has been due and not begun, in Unix seconds;
 /// the moment of the report when none is.
@@ -100,7 +100,8 @@ pub const START_DELAY: &str = "ambient_control_plane_session_start_delay_seconds
 
 // Refresh.
 
-/// Gauge: when the refresh last looked at all sessions, in Unix seconds.
+/// Gauge: when the refresh last looked at all sessions, in Unix seconds; before that, when this
+/// replica began to lead.
 pub const LAST_REFRESH: &str = "ambient_control_plane_refresh_last_tick_timestamp_seconds";
 /// Counter, label `result`: token Secrets written by the refresh.
 pub const REFRESHES: &str = "ambient_control_plane_refresh_writes_total";
@@ -108,12 +109,18 @@ pub const REFRESHES: &str = "ambient_control_plane_refresh_writes_total";
 pub const REFRESH_DUE: &str = "ambient_control_plane_refresh_due";
 /// Histogram: from a token's being found due until another was written in its place, in seconds.
 pub const REFRESH_LAG: &str = "ambient_control_plane_refresh_lag_seconds";
-/// Gauge: when the oldest of the tokens in Secrets of running sessions was issued, in Unix seconds;
-/// infinite when there is none.
+/// Gauge: time between two looks at all sessions, in seconds.
+pub const REFRESH_INTERVAL: &str = "ambient_control_plane_refresh_interval_seconds";
+/// Gauge: when the oldest of the tokens that expire, in Secrets of running sessions, was issued, in
+/// Unix seconds; infinite when there is none.
 pub const OLDEST_ISSUE: &str = "ambient_control_plane_refresh_oldest_issue_timestamp_seconds";
 /// Gauge: the earliest expiry among the token Secrets of running sessions, in Unix seconds; infinite
 /// when none expires.
 pub const EARLIEST_EXPIRY: &str = "ambient_control_plane_refresh_earliest_expiry_timestamp_seconds";
+
+/// Gauge: how much of its life the token in a running session's Secret has used that has used the
+/// most, 1 for one that has expired; 0 when none expires.
+pub const LIFE_USED: &str = "ambient_control_plane_refresh_token_life_used_ratio";
 
 // Local processes.
 

@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use ambient_shared::{
     api::Api,
+    clock::Clock,
     proto,
     retry::Policy,
     tasks::{TaskFailure, Tasks},
@@ -28,7 +29,7 @@ use crate::{
         kubernetes::projects::{Projects, Removed, access},
     },
     metrics::PROJECT_RECONCILES,
-    queue::WorkQueue,
+    queue::{WorkQueue, report},
     sessions::remote::{RemoteError, call},
     worker::Worker,
 };
@@ -63,6 +64,7 @@ pub struct ProjectController {
     projects: Arc<Projects>,
     namespaces: kube::Client,
     resync: Duration,
+    clock: Clock,
 }
 
 impl std::fmt::Debug for ProjectController {
@@ -84,13 +86,14 @@ enum ProjectError {
 
 impl ProjectController {
     /// A controller that knows nothing yet. `resync` is the time between two complete looks.
-    pub fn new(api: Api, projects: Arc<Projects>, resync: Duration) -> Self {
+    pub fn new(api: Api, projects: Arc<Projects>, resync: Duration, clock: Clock) -> Self {
         let namespaces = projects.client();
         Self {
             api,
             projects,
             namespaces,
             resync,
+            clock,
         }
     }
 
@@ -114,6 +117,14 @@ impl ProjectController {
             catalog: Arc::clone(&catalog),
             projects: Arc::clone(projects),
         });
+        let reporting = report::keep_reporting(
+            queue.clone(),
+            &[()],
+            "project",
+            self.clock.clone(),
+            shutdown.clone(),
+        );
+        tasks.spawn("report", reporting);
         let worker = Worker {
             queue,
             share: (),

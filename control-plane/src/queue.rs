@@ -25,6 +25,7 @@ pub(crate) use groups::Group;
 use state::{State, Turn};
 
 mod groups;
+pub(crate) mod report;
 mod state;
 
 /// What can be due for a key.

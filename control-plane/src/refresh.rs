@@ -27,7 +27,10 @@ use crate::{
     backend::{Backend, BackendError, Credentials},
     issuer::{IssueError, Issuer, Subject},
     keypair::Keyring,
-    metrics::{EARLIEST_EXPIRY, LAST_REFRESH, OLDEST_ISSUE, REFRESH_DUE, REFRESH_LAG, REFRESHES},
+    metrics::{
+        EARLIEST_EXPIRY, LAST_REFRESH, LIFE_USED, OLDEST_ISSUE, REFRESH_DUE, REFRESH_INTERVAL,
+        REFRESH_LAG, REFRESHES,
+    },
     queue::WorkQueue,
     reconcile::due::Due,
     sessions::{
@@ -50,6 +53,10 @@ const LIST_LIMIT: Duration = Duration::from_mins(1);
 /// The ticker looks at the clock this often: the machine may have slept, and the tokens' life may
 /// have become known.
 const GLANCE: Duration = Duration::from_secs(1);
+
+/// How often the times of all tokens are shown: what a tick has found due is replaced soon, and
+/// what it showed then is old.
+const SHOW_EVERY: Duration = Duration::from_secs(5);
 
 /// Settings of the refresh.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +111,8 @@ impl Refresh {
     /// Cancel-safe: what is due is in the queue or found again by the next tick.
     pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let ticking = async {
+            // Of who has never come to the end of a tick it shows for how long.
+            self.show_tick();
             let mut is_warned = false;
             loop {
                 if !is_warned && self.rule().is_too_short() {
@@ -118,6 +127,7 @@ impl Refresh {
                 let (started, started_at) = (Instant::now(), self.clock.now());
                 let span = info_span!("refresh");
                 self.look().instrument(span).await;
+                let mut shown = Instant::now();
                 // The wall clock counts too: the machine may have slept.
                 while let Some(interval) = self.interval.between_ticks(self.issuer.life()) {
                     let by_wall = self.clock.now().duration_since(started_at);
@@ -126,6 +136,10 @@ impl Refresh {
                         break;
                     };
                     sleep(left.min(GLANCE)).await;
+                    if shown.elapsed() >= SHOW_EVERY {
+                        self.show_tokens();
+                        shown = Instant::now();
+                    }
                 }
             }
         };
@@ -259,6 +273,7 @@ impl Refresh {
             token,
             session_key: keys.session_key(id),
             root: keys.root_id(),
+            generation: subject.generation,
         };
         let written = self.backend.write_token(id, &credentials).await;
         if self.cache.is_deleted(id) {
@@ -287,31 +302,43 @@ impl Refresh {
             max: (interval / 4).min(Duration::from_secs(30)),
             ..Policy::default()
         });
+        gauge!(REFRESH_INTERVAL).set(interval.as_secs_f64());
         self.tick().begin();
     }
 
     fn complete(&self) {
+        let due = self.tick().complete();
+        self.show_tick();
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        gauge!(REFRESH_DUE).set(due as f64);
+        self.show_tokens();
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a moment in seconds")]
+    fn show_tick(&self) {
+        gauge!(LAST_REFRESH).set(self.clock.unix_seconds() as f64);
+    }
+
+    /// Shows the times of what running sessions hold.
+    fn show_tokens(&self) {
         let running = self.backend.sessions().into_iter();
         let running = running.filter(|id| self.subject(id).is_some());
         let times: Vec<_> = running
             .filter_map(|id| self.backend.token_times(&id))
             .collect();
         let earliest = times.iter().filter_map(|it| it.expires_at).min();
-        let oldest = times.iter().map(|it| it.issued_at).min();
-        let due = self.tick().complete();
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a moment in seconds, or a small number"
-        )]
-        {
-            gauge!(LAST_REFRESH).set(self.clock.unix_seconds() as f64);
-            gauge!(REFRESH_DUE).set(due as f64);
-            // Never, where there is none: an old moment would look like a token that is late.
-            let moment =
-                |at: Option<SystemTime>| at.map_or(f64::INFINITY, |at| unix_seconds(at) as f64);
-            gauge!(EARLIEST_EXPIRY).set(moment(earliest));
-            gauge!(OLDEST_ISSUE).set(moment(oldest));
-        }
+        // One that never expires is good however old.
+        let expiring = times.iter().filter(|it| it.expires_at.is_some());
+        let oldest = expiring.map(|it| it.issued_at).min();
+        // Never, where there is none: an old moment would look like a token that is late.
+        #[expect(clippy::cast_precision_loss, reason = "a moment in seconds")]
+        let moment =
+            |at: Option<SystemTime>| at.map_or(f64::INFINITY, |at| unix_seconds(at) as f64);
+        gauge!(EARLIEST_EXPIRY).set(moment(earliest));
+        gauge!(OLDEST_ISSUE).set(moment(oldest));
+        let now = self.clock.now();
+        let used = times.iter().filter_map(|it| it.life_used(now));
+        gauge!(LIFE_USED).set(used.fold(0.0, f64::max));
     }
 
     fn tick(&self) -> MutexGuard<'_, Tick> {

@@ -306,10 +306,14 @@ impl ControlPlane {
             endpoint,
             leads: Arc::new(Leads {
                 controller,
-                projects: ProjectController::new(api, projects, RESYNC),
+                projects: ProjectController::new(api, projects, RESYNC, clock.clone()),
                 backend,
                 rotation: Rotation {
-                    store: store.clone(),
+                    // Of who leads no more, no step is taken.
+                    store: SecretKeypairStore {
+                        client: clients.upkeep.clone(),
+                        namespace: store.namespace.clone(),
+                    },
                     keyring: keys.clone(),
                     backend: runs,
                     token_life: minted_life,

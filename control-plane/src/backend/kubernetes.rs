@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Backend, BackendError, Credentials, DesiredRun, Observer, RunState, TokenTimes};
 use crate::{
     cluster::Clients,
-    queue::{Group, GroupOf, WorkQueue},
+    queue::{Group, GroupOf, WorkQueue, report},
     worker::Worker,
 };
 use events::{Events, Teller, events};
@@ -158,7 +158,11 @@ impl KubernetesBackend {
     pub async fn repair(&self, shutdown: CancellationToken) {
         let _mending = self.inner.seen.mend();
         let worker = repairs(&self.inner, Share::Mending);
-        worker.run(shutdown).await;
+        let queue = worker.queue.clone();
+        let clock = self.inner.clock.clone();
+        let reporting =
+            report::keep_reporting(queue, &Repair::ALL, "repair", clock, shutdown.clone());
+        tokio::join!(worker.run(shutdown), reporting);
     }
 }
 

@@ -163,6 +163,8 @@ impl OidcIssuer {
     ///
     /// Cancel-safe: what was received is published before the next wait.
     pub async fn run(&self, shutdown: CancellationToken) {
+        // Long ago, so that one that never answers shows.
+        gauge!(OIDC_EXPIRY).set(0.0);
         let mut backoff = Backoff::new(POLICY);
         let mut state = self.state.subscribe();
         loop {
@@ -218,9 +220,7 @@ impl OidcIssuer {
                 let left = token.life_left(asked_at);
                 counter!(TOKENS_ISSUED, "issuer" => "oidc").increment(1);
                 gauge!(OIDC_LAST_SUCCESS).set(unix(asked_at));
-                if let Some(expiry) = token.expires_at() {
-                    gauge!(OIDC_EXPIRY).set(unix(expiry));
-                }
+                gauge!(OIDC_EXPIRY).set(token.expires_at().map_or(f64::INFINITY, unix));
                 info!(
                     token = %token.hash(),
                     life_s = left.map(|left| left.as_secs()),

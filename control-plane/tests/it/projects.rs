@@ -24,6 +24,7 @@ use ambient_control_plane::{
 use ambient_shared::{
     api::Api,
     client::{GrpcAddress, grpc_channel, install_crypto_provider},
+    clock::Clock,
     resolve::Resolver,
     token::Token,
 };
@@ -122,8 +123,12 @@ impl Scene {
         };
         let channel = grpc_channel(&Resolver::system(), &address).unwrap();
         let (_, token) = watch::channel(Some(Token::new(SERVICE, None).unwrap()));
-        let controller =
-            ProjectController::new(Api::new(channel, token), Arc::clone(&projects), resync);
+        let controller = ProjectController::new(
+            Api::new(channel, token),
+            Arc::clone(&projects),
+            resync,
+            Clock::system(),
+        );
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
         let stops = shutdown.clone();

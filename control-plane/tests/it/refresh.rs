@@ -6,7 +6,7 @@ use std::{
 };
 
 use ambient_control_plane::{
-    metrics::{HANDLER_RUNS, REFRESHES},
+    metrics::{EARLIEST_EXPIRY, HANDLER_RUNS, LIFE_USED, OLDEST_ISSUE, REFRESHES},
     refresh::Interval,
 };
 use ambient_shared::{clock::Clock, telemetry::MetricsPage};
@@ -19,6 +19,10 @@ fn name(number: usize) -> String {
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+fn now_since_epoch() -> Duration {
+    secs(Clock::system().unix_seconds())
 }
 
 /// Tokens live an hour and are looked at every 20 minutes: the first tick is all there is.
@@ -95,6 +99,44 @@ async fn of_1000_sessions_over_10_pages_nobody_is_missed_or_written_twice() {
         scene.api.ask(|api| api.lists[&Some("Running".to_owned())]),
         1
     );
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn the_times_that_are_shown_are_those_of_the_tokens_that_are_there() {
+    let page = MetricsPage::default();
+    let _recorder = metrics::set_default_local_recorder(&page);
+    let scene = Scene::start(one_tick(), |api, backend| {
+        api.create_in("session-old", "Running");
+        backend.runs("session-old", 0);
+        backend.has_token("session-old", secs(3600), secs(1));
+    })
+    .await;
+    let shown = |name: &str| -> Option<f64> {
+        let page = page.render();
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map(|value| value.parse().unwrap())
+    };
+    scene
+        .until("written", |scene| !scene.backend.writes().is_empty())
+        .await;
+    // Since the only tick.
+    let left = |expiry: f64| Duration::from_secs_f64(expiry) > now_since_epoch() + secs(60);
+    scene
+        .until("shown", |_| shown(EARLIEST_EXPIRY).is_some_and(left))
+        .await;
+    assert!(shown(LIFE_USED) < Some(0.5), "{}", page.render());
+
+    // One that never expires is good however old.
+    scene
+        .backend
+        .has_endless_token("session-old", secs(1 << 20));
+    scene
+        .until("shown", |_| shown(OLDEST_ISSUE) == Some(f64::INFINITY))
+        .await;
+    assert_eq!(shown(LIFE_USED), Some(0.0));
     scene.stop().await;
 }
 

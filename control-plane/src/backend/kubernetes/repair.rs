@@ -69,7 +69,6 @@ impl Work for Repair {
 }
 
 impl Repair {
-    #[cfg(test)]
     pub(super) const ALL: [Self; 5] = [
         Self::Look,
         Self::Pod,

@@ -201,6 +201,14 @@ impl Recording {
         self.state().tokens.insert(id(session), times);
     }
 
+    /// The session has a token of this age that never expires.
+    pub fn has_endless_token(&self, session: &str, age: Duration) {
+        self.has_token(session, age, Duration::ZERO);
+        let mut state = self.state();
+        let times = state.tokens.get_mut(&id(session)).unwrap();
+        times.expires_at = None;
+    }
+
     /// Somebody deletes the session's Secret.
     pub fn lose_token(&self, session: &str) {
         self.state().tokens.remove(&id(session));
