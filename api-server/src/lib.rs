@@ -20,7 +20,7 @@ mod time;
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_shared::{
-    admin::Readiness,
+    admin::{self, Readiness},
     client::ClientError,
     clock::Clock,
     tasks::{TaskFailure, Tasks},
@@ -60,7 +60,7 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What it was for: `rest` or `grpc`.
+        /// What it was for: `rest`, `grpc` or `admin`.
         port_of: &'static str,
         /// What the system says.
         source: io::Error,
@@ -83,12 +83,13 @@ struct App {
 pub struct Server {
     rest: Listener,
     grpc: Listener,
+    admin: Option<Listener>,
+    admin_routes: Option<Router>,
     store: Store,
     writer: Writer,
     auth: Auth,
     events: Events,
     clock: Clock,
-    admin: Option<Router>,
 }
 
 struct Listener {
@@ -112,26 +113,38 @@ impl Server {
             Store::open(&settings.database, clock.clone(), events.clone()).await?;
         let rest = Listener::bind(settings.rest_listen, "rest").await?;
         let grpc = Listener::bind(settings.grpc_listen, "grpc").await?;
-        for (listener, port_of) in [(&rest, "rest"), (&grpc, "grpc")] {
-            info!(address = %listener.address, port_of, "listening");
+        let admin = match settings.admin_listen {
+            Some(address) => Some(Listener::bind(address, "admin").await?),
+            None => None,
+        };
+        let listeners = [
+            (Some(&rest), "rest"),
+            (Some(&grpc), "grpc"),
+            (admin.as_ref(), "admin"),
+        ];
+        for (listener, port_of) in listeners {
+            if let Some(listener) = listener {
+                info!(address = %listener.address, port_of, "listening");
+            }
         }
         Ok(Self {
             rest,
             grpc,
+            admin,
+            admin_routes: None,
             store,
             writer,
             auth,
             events,
             clock,
-            admin: None,
         })
     }
 
-    /// Serves these routes too, beside REST: what [`ambient_shared::admin::routes`] makes.
-    /// Without them there is only `/healthz`.
+    /// Serves these routes too, what [`admin::routes`] makes: on the admin port, or beside REST when
+    /// the settings name none. Without them there are `/healthz` and `/readyz`.
     #[must_use]
     pub fn with_admin(mut self, routes: Router) -> Self {
-        self.admin = Some(routes);
+        self.admin_routes = Some(routes);
         self
     }
 
@@ -163,15 +176,17 @@ impl Server {
     /// # Errors
     /// When a part of the server failed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskFailure> {
+        let health = admin::health(self.readiness());
         let Self {
             rest,
             grpc,
+            admin,
+            admin_routes,
             store,
             writer,
             auth,
             events,
             clock,
-            admin,
         } = self;
         let auth = Arc::new(auth);
         let app = App {
@@ -183,7 +198,12 @@ impl Server {
                 shutdown: shutdown.clone(),
             },
         };
-        let routes = rest::routes(app.clone(), admin);
+        let admin_routes = admin_routes.unwrap_or_else(|| health.clone());
+        let (beside_rest, admin) = match admin {
+            Some(port) => (health, Some((port.socket, admin_routes))),
+            None => (admin_routes, None),
+        };
+        let routes = rest::routes(app.clone(), beside_rest);
         // The writer goes last: when both faces are gone.
         let faces_gone = CancellationToken::new();
         let face = Arc::new(faces_gone.clone().drop_guard());
@@ -196,6 +216,9 @@ impl Server {
             let _held = held;
             with_grace(serving, stop).await
         });
+        if let Some((socket, routes)) = admin {
+            tasks.spawn_fallible("admin", admin::serve(socket, routes, shutdown.clone()));
+        }
         let serving = grpc::serve(grpc.socket, app, shutdown.clone());
         let stop = shutdown;
         tasks.spawn_fallible("grpc", async move {

@@ -46,8 +46,8 @@ const SESSION_TOKENS: HeaderName = HeaderName::from_static(SESSION_TOKENS_HEADER
 /// Seconds after which a call that found us busy may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// All routes. `admin` is served as it is; without it there is a `/healthz`.
-pub(crate) fn routes(app: App, admin: Option<Router>) -> Router {
+/// All routes. Those `beside` the API are served as they are.
+pub(crate) fn routes(app: App, beside: Router) -> Router {
     let api = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
         .route(
@@ -89,8 +89,7 @@ pub(crate) fn routes(app: App, admin: Option<Router>) -> Router {
         .fallback(async || Error::NoSuchPath)
         .with_state(app.clone())
         .layer(from_fn_with_state(app, answer));
-    let admin = admin.unwrap_or_else(|| Router::new().route("/healthz", get(async || "ok\n")));
-    api.merge(admin)
+    api.merge(beside)
 }
 
 /// Serves the routes until `shutdown`.

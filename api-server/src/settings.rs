@@ -33,12 +33,17 @@ pub struct Arguments {
 /// What the API server needs to run.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Where REST, `/healthz` and `/metrics` are served. Port 0: any free one, which is logged.
+    /// Where REST is served, beside `/healthz` and `/readyz`; `/metrics` too, unless it has a port of
+    /// its own. Port 0: any free one, which is logged.
     #[arg(long, env = "AMBIENT_REST_LISTEN", default_value = "127.0.0.1:8000")]
     pub rest_listen: SocketAddr,
     /// Where gRPC is served. Port 0: any free one, which is logged.
     #[arg(long, env = "AMBIENT_GRPC_LISTEN", default_value = "127.0.0.1:8001")]
     pub grpc_listen: SocketAddr,
+    /// Where `/metrics` is served, and `/healthz` and `/readyz` too: anybody who reaches it may read
+    /// them, as on the REST port without this. Port 0: any free one, which is logged.
+    #[arg(long, env = "AMBIENT_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
     /// Path of the database file, made when it is not there; or `:memory:`.
     #[arg(long, env = "AMBIENT_DATABASE")]
     pub database: Database,
@@ -85,6 +90,7 @@ impl Default for Settings {
         Self {
             rest_listen: any_port,
             grpc_listen: any_port,
+            admin_listen: None,
             database: Database::Memory,
             jwks: Vec::new(),
             session_jwks: Vec::new(),
@@ -201,11 +207,21 @@ impl Settings {
     /// starts nothing. [`Server::bind`](crate::Server::bind) asks this itself.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.rest_listen == self.grpc_listen && self.rest_listen.port() != 0 {
-            faults.push(format!(
-                "AMBIENT_GRPC_LISTEN: {} is taken by AMBIENT_REST_LISTEN; choose another port",
-                self.grpc_listen
-            ));
+        let mut taken = vec![("AMBIENT_REST_LISTEN", self.rest_listen)];
+        for (variable, address) in [
+            ("AMBIENT_GRPC_LISTEN", Some(self.grpc_listen)),
+            ("AMBIENT_ADMIN_LISTEN", self.admin_listen),
+        ] {
+            let Some(address) = address else { continue };
+            let same = taken.iter().find(|(_, it)| *it == address);
+            if let Some((by, _)) = same
+                && address.port() != 0
+            {
+                faults.push(format!(
+                    "{variable}: {address} is taken by {by}; choose another port"
+                ));
+            }
+            taken.push((variable, address));
         }
         if let Database::File(path) = &self.database {
             let folder = path.parent().filter(|path| !path.as_os_str().is_empty());

@@ -328,6 +328,7 @@ fn api_settings(
     ambient_api_server::Settings {
         rest_listen: asked.rest,
         grpc_listen: asked.grpc,
+        admin_listen: None,
         database: Database::File(data.database()),
         jwks: settings.jwks.clone(),
         session_jwks: vec![JwksSource::File(data.path().join(FOLDER).join(JWKS))],

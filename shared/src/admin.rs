@@ -16,11 +16,23 @@ use crate::telemetry::MetricsPage;
 /// Says whether the program is ready; if not, why in a few words.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// The routes of an admin port, for programs that serve them beside their own.
-///
-/// `/healthz` answers 200 `ok` while the program runs; `/readyz` 200 `ok` or 503 with the reason;
-/// `/metrics` in the Prometheus text format.
+/// The routes of an admin port: those of [`health`], and `/metrics` in the Prometheus text format.
 pub fn routes(metrics: MetricsPage, readiness: Readiness) -> Router {
+    health(readiness).route(
+        "/metrics",
+        get(move || {
+            let page = metrics.render();
+            async move {
+                let content_type = "text/plain; version=0.0.4; charset=utf-8";
+                ([(header::CONTENT_TYPE, content_type)], page).into_response()
+            }
+        }),
+    )
+}
+
+/// `/healthz`, which answers 200 `ok` while the program runs, and `/readyz`: 200 `ok`, or 503 with
+/// the reason. For ports that everybody reaches.
+pub fn health(readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route(
@@ -32,16 +44,6 @@ pub fn routes(metrics: MetricsPage, readiness: Readiness) -> Router {
                         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
                         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
                     }
-                }
-            }),
-        )
-        .route(
-            "/metrics",
-            get(move || {
-                let page = metrics.render();
-                async move {
-                    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-                    ([(header::CONTENT_TYPE, content_type)], page).into_response()
                 }
             }),
         )

@@ -13,6 +13,7 @@ fn each_fault_is_a_line_that_names_its_variable() {
     let faults = Settings {
         rest_listen: ([127, 0, 0, 1], 8000).into(),
         grpc_listen: ([127, 0, 0, 1], 8000).into(),
+        admin_listen: Some(([127, 0, 0, 1], 8000).into()),
         database: Database::File("/no/such/folder/ambient.db".into()),
         jwks: vec![JwksSource::File("/no/such/jwks.json".into())],
         api_token: Some("same".to_owned().into()),
@@ -30,6 +31,7 @@ fn each_fault_is_a_line_that_names_its_variable() {
         variables,
         [
             "AMBIENT_GRPC_LISTEN",
+            "AMBIENT_ADMIN_LISTEN",
             "AMBIENT_DATABASE",
             "AMBIENT_JWKS",
             "AMBIENT_OPERATOR_TOKEN",

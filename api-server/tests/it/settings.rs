@@ -1,5 +1,7 @@
 //! Starting: bad settings, health, reflection, metrics.
 
+use std::{path::Path, sync::Arc};
+
 use ambient_testing::programs::Program;
 use serde_json::json;
 use tempfile::TempDir;
@@ -28,6 +30,10 @@ async fn every_fault_is_one_line_and_nothing_starts() {
         (
             vec![("AMBIENT_REST_LISTEN", "8000")],
             vec!["AMBIENT_REST_LISTEN"],
+        ),
+        (
+            vec![("AMBIENT_ADMIN_LISTEN", ":9090")],
+            vec!["AMBIENT_ADMIN_LISTEN"],
         ),
         (vec![("AMBIENT_JWKS", "ftp://x/y")], vec!["AMBIENT_JWKS"]),
         (vec![("LOG_LEVEL", "loud")], vec!["LOG_LEVEL"]),
@@ -81,21 +87,51 @@ async fn a_file_that_is_no_database_is_not_touched() {
     );
 }
 
+/// Status and text of a page.
+async fn page(base: &str, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("{base}{path}")).await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn server_with(environment: &[(&str, &str)]) -> Server {
+    let folder = Arc::new(TempDir::new().unwrap());
+    Server::start_with(folder, Path::new(":memory:"), environment).await
+}
+
+#[tokio::test]
+async fn metrics_are_on_the_admin_port_alone_when_there_is_one() {
+    let mut server = server_with(&[("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0")]).await;
+    let admin = format!("http://{}", server.running.listening("admin").await);
+
+    let (status, metrics) = page(&admin, "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(metrics.contains("ambient_api_server_"), "{metrics}");
+    let (status, answer) = page(&server.rest, "/metrics").await;
+    assert_eq!(status, 404);
+    assert!(!answer.contains("ambient_api_server_"), "{answer}");
+    for base in [&admin, &server.rest] {
+        for path in ["/healthz", "/readyz"] {
+            let ok = (200, "ok\n".to_owned());
+            assert_eq!(page(base, path).await, ok, "{base}{path}");
+        }
+    }
+    assert_eq!(page(&admin, "/api/ambient/v1/sessions").await.0, 404);
+    server.running.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(server.running.wait().await.success());
+}
+
 #[tokio::test]
 async fn health_metrics_and_reflection_answer_without_a_token() {
     let server = Server::start().await;
     server
         .create_session(OPERATOR, json!({"name": "n", "prompt": "p"}))
         .await;
-    let page = async |path: &str| {
-        let answer = reqwest::get(format!("{}{path}", server.rest))
-            .await
-            .unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
-    };
-    assert_eq!(page("/healthz").await, (200, "ok\n".to_owned()));
-    assert_eq!(page("/readyz").await.0, 200);
-    let (status, metrics) = page("/metrics").await;
+    assert_eq!(
+        page(&server.rest, "/healthz").await,
+        (200, "ok\n".to_owned())
+    );
+    assert_eq!(page(&server.rest, "/readyz").await.0, 200);
+    let (status, metrics) = page(&server.rest, "/metrics").await;
     assert_eq!(status, 200);
     for name in [
         "ambient_api_server_messages_stored_total 1",
