@@ -107,6 +107,7 @@ impl Server {
         if !faults.is_empty() {
             return Err(StartError::Settings(faults));
         }
+        metrics::begin();
         let auth = Auth::new(&settings, clock.clone())?;
         let events = Events::new();
         let (store, writer) =

@@ -16,6 +16,18 @@ const KEY_FETCHES: &str = "ambient_api_server_jwks_fetches_total";
 const KEY_FETCHED: &str = "ambient_api_server_jwks_last_success_timestamp_seconds";
 const REFUSED: &str = "ambient_api_server_sign_ins_refused_total";
 
+/// Has the counters of failures from the start: a rate sees no first failure that makes its series.
+pub(crate) fn begin() {
+    for counter in [
+        counter!(COMMITS, "result" => "error"),
+        counter!(KEY_FETCHES, "result" => "error"),
+        counter!(SLOW_WATCHERS),
+        counter!(REFUSED),
+    ] {
+        counter.increment(0);
+    }
+}
+
 /// A transaction was committed.
 pub(crate) fn committed(changes: usize, took: Duration) {
     counter!(COMMITS, "result" => "ok").increment(1);
@@ -64,6 +76,11 @@ impl Drop for Watcher {
 /// A watcher of objects was ended because it did not keep up.
 pub(crate) fn watcher_too_slow() {
     counter!(SLOW_WATCHERS).increment(1);
+}
+
+/// There are keys to be fetched, and none was yet.
+pub(crate) fn keys_unread() {
+    gauge!(KEY_FETCHED).set(0.0);
 }
 
 /// A JWKS was fetched at this time, or could not be.

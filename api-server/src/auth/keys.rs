@@ -143,7 +143,10 @@ impl KeyRing {
                     last: Mutex::default(),
                 })
             })
-            .collect::<Result<_, ClientError>>()?;
+            .collect::<Result<Vec<_>, ClientError>>()?;
+        if !sources.is_empty() {
+            metrics::keys_unread();
+        }
         Ok(Self { sources, clock })
     }
 

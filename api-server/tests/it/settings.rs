@@ -121,6 +121,30 @@ async fn metrics_are_on_the_admin_port_alone_when_there_is_one() {
 }
 
 #[tokio::test]
+async fn failures_are_counted_from_the_start() {
+    let server = Server::start_in_memory().await;
+    let (_, metrics) = page(&server.rest, "/metrics").await;
+    for line in [
+        "ambient_api_server_commits_total{result=\"error\"} 0",
+        "ambient_api_server_jwks_fetches_total{result=\"error\"} 0",
+        "ambient_api_server_sign_ins_refused_total 0",
+        "ambient_api_server_slow_watchers_ended_total 0",
+    ] {
+        assert!(metrics.lines().any(|it| it == line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn keys_that_were_never_fetched_are_stale() {
+    // Nobody listens at port 1.
+    let nowhere = "http://127.0.0.1:1/keys";
+    let server = server_with(&[("AMBIENT_JWKS", nowhere), ("AMBIENT_SESSION_JWKS", nowhere)]).await;
+    let (_, metrics) = page(&server.rest, "/metrics").await;
+    let line = "ambient_api_server_jwks_last_success_timestamp_seconds 0";
+    assert!(metrics.lines().any(|it| it == line), "{metrics}");
+}
+
+#[tokio::test]
 async fn health_metrics_and_reflection_answer_without_a_token() {
     let server = Server::start().await;
     server
