@@ -114,6 +114,33 @@ pub fn is_in_table(page: &str) {
     }
 }
 
+/// Fails when a metric of this prefix has a label's value on the page that its row of the table does
+/// not list.
+pub fn values_are_in_table(page: &str, prefix: &str) {
+    let text = read("docs/metrics.md");
+    let mut row = "";
+    let mut looked_at = 0;
+    for line in page.lines() {
+        if let Some(declared) = line.strip_prefix("# TYPE ") {
+            let name = declared.split(' ').next().unwrap_or_default();
+            let begins = format!("| `{name}` |");
+            let found = text.lines().find(|it| it.starts_with(&begins));
+            row = found.unwrap_or_else(|| panic!("docs/metrics.md lacks {name}"));
+        } else if line.starts_with(prefix)
+            && let Some((_, labels)) = line.split_once('{')
+        {
+            let labels = labels.split('}').next().unwrap_or_default();
+            for label in labels.split("\",").filter(|it| !it.starts_with("le=")) {
+                let (_, value) = label.split_once("=\"").unwrap_or_default();
+                let listed = format!("`{}`", value.trim_end_matches('"'));
+                assert!(row.contains(&listed), "{row} lacks {line}");
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 0, "{page}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ambient_shared::proto::GetSessionRequest;
 use ambient_testing::{
     collector::{Collector, Span},
-    metrics::is_in_table,
+    metrics::{is_in_table, values_are_in_table},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -61,6 +61,7 @@ async fn calls_are_spans_of_the_callers_trace() {
         .unwrap();
     let page = page.text().await.unwrap();
     is_in_table(&page);
+    values_are_in_table(&page, "ambient_api_server_");
     let line = "ambient_api_server_requests_total{face=\"grpc\",status=\"NotFound\"} 1";
     assert!(page.contains(line), "{page}");
 }
