@@ -12,6 +12,7 @@ mod alerts;
 mod hardening;
 mod install;
 mod kustomize;
+mod monitoring;
 mod placement;
 mod readme;
 mod refusals;
