@@ -124,7 +124,7 @@
 {{- define "ambient.volumes" -}}
 {{- if .Values.tls.enabled }}
 - name: tls
-  secret: {secretName: {{ include "ambient.tlsSecret" . }}, defaultMode: 288}
+  secret: {secretName: {{ include "ambient.tlsSecret" . | quote }}, defaultMode: 288}
 {{- end }}
 {{- with include "ambient.tlsCa" . | trim }}
 - name: token-ca
@@ -137,11 +137,11 @@
   projected:
     sources:
       {{- range $number, $ca := .Values.trustedCas }}
-      {{- $item := printf "items: [{key: %s, path: %d.crt}]" $ca.key $number }}
+      {{- $item := printf "items: [{key: %q, path: %d.crt}]" $ca.key $number }}
       {{- if $ca.secret }}
-      - secret: {name: {{ $ca.secret }}, {{ $item }}}
+      - secret: {name: {{ $ca.secret | quote }}, {{ $item }}}
       {{- else }}
-      - configMap: {name: {{ $ca.configMap }}, {{ $item }}}
+      - configMap: {name: {{ $ca.configMap | quote }}, {{ $item }}}
       {{- end }}
       {{- end }}
 {{- end }}
@@ -153,9 +153,9 @@
 {{- if .existingSecret }}
 - name: kube-token
   secret:
-    secretName: {{ .existingSecret }}
+    secretName: {{ .existingSecret | quote }}
     defaultMode: 288
-    items: [{key: {{ .key }}, path: token}]
+    items: [{key: {{ .key | quote }}, path: token}]
 {{- end }}
 {{- end }}
 {{- if or .Values.keys.external .Values.keys.externalSecret }}

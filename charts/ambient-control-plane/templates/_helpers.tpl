@@ -9,7 +9,7 @@
 {{/* What the Service and the Deployment select by; never changes in an upgrade. */}}
 {{- define "ambient.selector" -}}
 app.kubernetes.io/name: {{ include "ambient.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
@@ -62,8 +62,8 @@ annotations:
 {{- end }}
 {{- define "ambient.secretRef" -}}
 secretKeyRef:
-  name: {{ include "ambient.secretName" . }}
-  key: {{ .secret.key }}
+  name: {{ include "ambient.secretName" . | quote }}
+  key: {{ .secret.key | quote }}
 {{- end }}
 
 {{/* The tokens' URL without its path, as session pods reach it. */}}
@@ -97,13 +97,13 @@ secretKeyRef:
 {{- with .Values.tls }}
 {{- if and .enabled (not .ca.public) }}
 {{- if .ca.configMap }}
-configMap: {name: {{ .ca.configMap }}, items: [{key: {{ .ca.key }}, path: ca.crt}]}
+configMap: {name: {{ .ca.configMap | quote }}, items: [{key: {{ .ca.key | quote }}, path: ca.crt}]}
 {{- else if .ca.secret }}
-secret: {name: {{ .ca.secret }}, items: [{key: {{ .ca.key }}, path: ca.crt}]}
+secret: {name: {{ .ca.secret | quote }}, items: [{key: {{ .ca.key | quote }}, path: ca.crt}]}
 {{- else if .openshiftServiceCa }}
 configMap: {name: openshift-service-ca.crt, items: [{key: service-ca.crt, path: ca.crt}]}
 {{- else if .certManager.enabled }}
-secret: {name: {{ include "ambient.tlsSecret" $ }}, items: [{key: ca.crt, path: ca.crt}]}
+secret: {name: {{ include "ambient.tlsSecret" $ | quote }}, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -130,7 +130,7 @@ capabilities: {drop: [ALL]}
 {{- with .Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}

@@ -88,7 +88,7 @@ The control plane's permissions. control-plane/src/rules.rs has them for the pro
 {{- $own := .Release.Namespace }}
 {{- $rules := dict $own (include "ambient.rules.own" . | fromYamlArray) }}
 {{- $more := list }}
-{{- $secret := "{apiGroups: [\"\"], resources: [secrets], verbs: [get], resourceNames: [%s]}" }}
+{{- $secret := "{apiGroups: [\"\"], resources: [secrets], verbs: [get], resourceNames: [%q]}" }}
 {{- with .Values.sessions.imagePullSecret }}
 {{- $more = append $more (list $own (printf $secret .)) }}
 {{- end }}

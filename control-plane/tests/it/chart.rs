@@ -13,6 +13,7 @@ mod hardening;
 mod install;
 mod kustomize;
 mod monitoring;
+mod names;
 mod placement;
 mod readme;
 mod refusals;
