@@ -14,6 +14,7 @@ mod install;
 mod kustomize;
 mod monitoring;
 mod names;
+mod network;
 mod placement;
 mod readme;
 mod refusals;
