@@ -136,14 +136,7 @@
 - name: trusted-cas
   projected:
     sources:
-      {{- range $number, $ca := .Values.trustedCas }}
-      {{- $item := printf "items: [{key: %q, path: %d.crt}]" $ca.key $number }}
-      {{- if $ca.secret }}
-      - secret: {name: {{ $ca.secret | quote }}, {{ $item }}}
-      {{- else }}
-      - configMap: {name: {{ $ca.configMap | quote }}, {{ $item }}}
-      {{- end }}
-      {{- end }}
+      {{- include "ambient.trustedCas" . | trim | nindent 6 }}
 {{- end }}
 {{- if .Values.sessions.podTemplate }}
 - name: pod-template

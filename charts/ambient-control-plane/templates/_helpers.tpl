@@ -21,16 +21,13 @@ app.kubernetes.io/part-of: ambient
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name (.root.Chart.Version | replace "+" "_") }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
 
 {{/* Labels and annotations of an object: root, component, and maybe labels, annotations. */}}
 {{- define "ambient.metadata" -}}
 labels:
   {{- include "ambient.labels" . | nindent 2 }}
-  {{- with .labels }}
+  {{- with merge (dict) (.labels | default dict) .root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
@@ -105,6 +102,18 @@ configMap: {name: openshift-service-ca.crt, items: [{key: service-ca.crt, path: 
 {{- else if .certManager.enabled }}
 secret: {name: {{ include "ambient.tlsSecret" $ | quote }}, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* `trustedCas` as projected sources. */}}
+{{- define "ambient.trustedCas" -}}
+{{- range $number, $ca := .Values.trustedCas }}
+{{- $item := printf "items: [{key: %q, path: %d.crt}]" $ca.key $number }}
+{{- if $ca.secret }}
+- secret: {name: {{ $ca.secret | quote }}, {{ $item }}}
+{{- else }}
+- configMap: {name: {{ $ca.configMap | quote }}, {{ $item }}}
 {{- end }}
 {{- end }}
 {{- end }}

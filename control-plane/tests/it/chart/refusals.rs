@@ -36,6 +36,25 @@ fn what_the_schema_does_not_know_is_refused() {
             r#"podLabels={"a": 1}"#,
             "at '/podLabels/a': got number, want string",
         ),
+        (
+            r#"commonLabels={"app.kubernetes.io/name": "a"}"#,
+            "at '/commonLabels/app.kubernetes.io~1name'",
+        ),
+        (r#"podLabels={"app": "a"}"#, "at '/podLabels/app'"),
+        (
+            r#"metrics.podMonitor.labels={"helm.sh/chart": "a"}"#,
+            "at '/metrics/podMonitor/labels/helm.sh~1chart'",
+        ),
+        (
+            r#"commonAnnotations={"helm.sh/hook": "a"}"#,
+            "at '/commonAnnotations/helm.sh~1hook'",
+        ),
+        (
+            r#"podAnnotations={"checksum/pod-template": "a"}"#,
+            "at '/podAnnotations/checksum~1pod-template'",
+        ),
+        (r#"proxy.http="proxy.example""#, "at '/proxy/http'"),
+        (r#"proxy.https="ftp://proxy.example""#, "at '/proxy/https'"),
         ("extraEnv=[{}]", "missing property 'name'"),
         ("service.port=70000", "at '/service/port'"),
         (
@@ -96,6 +115,19 @@ fn what_contradicts_itself_is_refused() {
             "tls has more than one certificate",
         ),
         (&[r#"tls.existingSecret="x""#], "tls.enabled is false"),
+        (&[r#"tls.ca.secret="x""#], "tls.ca says what runners trust"),
+        (&["tls.ca.public=true"], "tls.ca says what runners trust"),
+        (
+            &[
+                r#"credential.apiToken={"existingSecret": "", "value": "hush", "key": "x"}"#,
+                r#"sessions.anthropicApiKey={"value": "hush", "key": "x"}"#,
+            ],
+            "under the same key, x",
+        ),
+        (
+            &[r#"keys.externalSecret={"target": {"name": "x"}}"#],
+            "keys.externalSecret has a target",
+        ),
         (
             &[
                 "tls.enabled=true",
@@ -117,6 +149,10 @@ fn what_contradicts_itself_is_refused() {
                 "replicas=1",
                 r#"podDisruptionBudget={"minAvailable": 1, "maxUnavailable": ""}"#,
             ],
+            "no node could be drained",
+        ),
+        (
+            &[r#"podDisruptionBudget={"minAvailable": "51%", "maxUnavailable": ""}"#],
             "no node could be drained",
         ),
         (
@@ -143,6 +179,16 @@ fn what_contradicts_itself_is_refused() {
             ],
             "apiServer.enabled needs credential.apiToken",
         ),
+        (
+            &[
+                "apiServer.enabled=true",
+                r#"api={"url": "", "grpcAddress": ""}"#,
+                "tls.enabled=true",
+                "tls.openshiftServiceCa=true",
+                r#"apiServer.jwks=["http://keys.example", "https://idp.example/keys"]"#,
+            ],
+            "name the CA of apiServer.jwks in trustedCas",
+        ),
         (&[r#"api.url="""#], "no session API"),
         (
             &[
@@ -150,6 +196,13 @@ fn what_contradicts_itself_is_refused() {
                 "metrics.podMonitor.enabled=true",
             ],
             "both metrics.serviceMonitor and metrics.podMonitor",
+        ),
+        (
+            &[
+                "metrics.podMonitor.enabled=true",
+                r#"networkPolicy.monitoringNamespace="""#,
+            ],
+            "networkPolicy lets nobody to their port",
         ),
         (
             &["serviceAccount.create=false"],
@@ -167,8 +220,13 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn one_replica_may_be_drained() {
-    render(&[&value_set("minimal")], &["replicas=1"]);
+fn what_lets_a_pod_go_is_taken() {
+    let minimal = value_set("minimal");
+    render(&[&minimal], &["replicas=1"]);
+    let share = r#"podDisruptionBudget={"minAvailable": "50%", "maxUnavailable": ""}"#;
+    render(&[&minimal], &[share]);
+    let share = share.replace("50%", "51%");
+    render(&[&minimal], &["replicas=3", &share]);
 }
 
 #[test]
