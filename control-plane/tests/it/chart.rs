@@ -15,6 +15,7 @@ mod kustomize;
 mod monitoring;
 mod names;
 mod network;
+mod notes;
 mod placement;
 mod readme;
 mod refusals;
