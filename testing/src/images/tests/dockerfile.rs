@@ -21,6 +21,9 @@ struct Target {
 /// Mode and content by path; none for a folder.
 type Tree = BTreeMap<String, (u32, Option<Vec<u8>>)>;
 
+/// When all files of an image were made, in seconds since 1970.
+const EPOCH: i64 = 1_000_000_000;
+
 /// All that is in a folder.
 fn tree(root: &Path) -> Tree {
     let mut tree = Tree::new();
@@ -116,6 +119,7 @@ fn compile(root: &Path, script: &str) {
     let path = format!("{}:{}", root.display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("sh");
     shell.arg("-euc").arg(&script).current_dir(&source);
+    shell.env("SOURCE_DATE_EPOCH", EPOCH.to_string());
     let output = shell.env("PATH", path).output().unwrap();
     assert!(output.status.success(), "{script}: {output:?}");
 }
@@ -138,6 +142,11 @@ fn copy(root: &Path, arguments: &str, files: &mut Tree) {
     }
     let from = root.join(from.trim_start_matches('/'));
     let to = to.trim_start_matches('/');
+    // A copy keeps the time.
+    for path in [from.clone(), from.join("tmp")] {
+        let made = fs::symlink_metadata(path).map_or(EPOCH, |it| it.mtime());
+        assert_eq!(made, EPOCH, "COPY {arguments}");
+    }
     if from.is_dir() {
         assert_eq!((mode, to), (None, ""), "COPY {arguments}");
         files.extend(tree(&from));
