@@ -20,6 +20,7 @@ mod placement;
 mod readme;
 mod refusals;
 mod rules;
+mod scene;
 mod snapshots;
 mod values;
 

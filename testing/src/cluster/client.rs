@@ -37,6 +37,25 @@ impl Cluster {
         said(&output)
     }
 
+    /// Runs a script of the shell as this user of `kubectl`; gives its output.
+    ///
+    /// # Panics
+    /// When one of its commands fails.
+    pub fn shell(&self, user: User, script: &str) -> String {
+        let kubectl = self.programs.path("kubectl");
+        let folder = kubectl.parent().expect("a program is in a folder");
+        let path = std::env::var("PATH").expect("PATH is set");
+        let output = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", script])
+            .env("PATH", format!("{}:{path}", folder.display()))
+            .env("KUBECONFIG", self.kubeconfig(user))
+            .env("HOME", self.folder())
+            .stdin(Stdio::null())
+            .output()
+            .expect("bash can be started");
+        said(&output).unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
     /// Applies manifests (YAML, server side) as the administrator.
     ///
     /// # Panics

@@ -1,201 +1,14 @@
-//! The chart's life on a real Kubernetes API: install, upgrade, rollback, uninstall. The control
-//! plane runs beside it as the Deployment says, with the rights and by the token of the
-//! ServiceAccount that helm made.
+//! The chart's life on a real Kubernetes API: install, upgrade, rollback, uninstall.
 
-use std::collections::BTreeMap;
-
-use ambient_api_server::{Server, Settings};
-use ambient_shared::clock::Clock;
-use ambient_testing::{
-    cluster::{ADMIN, Cluster, ClusterOptions},
-    operator::Operator,
-    ports::Port,
-    programs::{Program, Running},
-};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ambient_testing::cluster::{ADMIN, NOBODY};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use super::*;
-
-const SERVICE: &str = "service-token";
-const OPERATOR: &str = "operator-token";
-const PROJECT: &str = "chart-team";
-
-/// A cluster with a session API beside it.
-struct Scene {
-    cluster: Cluster,
-    helm: Helm,
-    operator: Operator,
-    tokens: Port,
-    rest: String,
-    grpc: String,
-    _api: JoinSet<()>,
-}
-
-impl Scene {
-    async fn start() -> Self {
-        let cluster = Cluster::start(ClusterOptions::default());
-        cluster.create_namespace(NAMESPACE);
-        let tokens = Port::free();
-        let jwks = format!("http://{}/.well-known/jwks.json", tokens.address());
-        let settings = Settings {
-            api_token: Some(SERVICE.to_owned().into()),
-            operator_token: Some(OPERATOR.to_owned().into()),
-            session_jwks: vec![jwks.parse().unwrap()],
-            ..Settings::default()
-        };
-        let server = Server::bind(settings, Clock::system()).await.unwrap();
-        let rest = format!("http://{}", server.rest_address());
-        let grpc = server.grpc_address().to_string();
-        let mut running = JoinSet::new();
-        running.spawn(async move { server.run(CancellationToken::new()).await.unwrap() });
-        Self {
-            helm: Helm::of_cluster(&cluster.kubeconfig(ADMIN)),
-            operator: Operator::new(&rest, OPERATOR),
-            cluster,
-            tokens,
-            rest,
-            grpc,
-            _api: running,
-        }
-    }
-
-    /// `helm VERB ambient`, with the chart, values that fit the scene, and these.
-    fn helm(&self, verb: &[&str], values: &[&str]) -> Result<String, String> {
-        let chart = chart();
-        let fit = json!({
-            "global": {"imageRegistry": "images.example"},
-            "api": {"url": self.rest, "grpcAddress": self.grpc},
-            "credential": {"apiToken": {"value": SERVICE}},
-            "tokens": {"issuer": "minted", "url": format!("http://{}/token", self.tokens.address())},
-            "sessions": {"agentImage": "images.example/agent:1", "agentCommand": ["agent"]},
-        });
-        let file = self.cluster.folder().join("values.json");
-        fs::write(&file, fit.to_string()).unwrap();
-        let mut arguments = verb.to_vec();
-        arguments.extend(["ambient", chart.to_str().unwrap(), "--namespace", NAMESPACE]);
-        arguments.extend(["--values", file.to_str().unwrap()]);
-        for value in values {
-            arguments.extend(["--set-json", value]);
-        }
-        self.helm.run(&arguments)
-    }
-
-    /// What is installed is what `helm template` shows, with nothing added on the way.
-    fn has_what_template_gives(&self) {
-        let sorted = |yaml: &str| {
-            let mut objects = objects(yaml);
-            objects.sort_by_key(|it| format!("{} {}", text(it, "/metadata/namespace"), title(it)));
-            objects
-        };
-        let shown = self.helm(&["template", "--no-hooks"], &[]).unwrap();
-        let get = ["get", "manifest", "ambient", "--namespace", NAMESPACE];
-        let installed = self.helm.run(&get).unwrap();
-        assert_eq!(sorted(&installed), sorted(&shown));
-    }
-
-    fn own(&self, path: &str) -> Option<Value> {
-        self.cluster
-            .get(&format!("/api/v1/namespaces/{NAMESPACE}/{path}"))
-    }
-
-    fn uid(&self, path: &str) -> String {
-        let object = self.own(path).unwrap_or_else(|| panic!("no {path}"));
-        text(&object, "/metadata/uid").to_owned()
-    }
-
-    /// A session of a project of its own.
-    async fn create(&self) -> String {
-        self.operator.create_project(PROJECT).await;
-        let body = json!({"name": "a session", "project_id": PROJECT});
-        let (_, session) = self
-            .operator
-            .request(Method::POST, "/sessions", Some(&body))
-            .await;
-        text(&session, "/id").to_owned()
-    }
-
-    /// What the container's `env` gives a program.
-    fn variables(&self, container: &Value) -> BTreeMap<String, String> {
-        let variables = container["env"].as_array().unwrap().iter();
-        let value = |variable: &Value| {
-            if let Some(secret) = variable.pointer("/valueFrom/secretKeyRef") {
-                let path = format!("secrets/{}", text(secret, "/name"));
-                let object = self.own(&path).unwrap();
-                let value = text(&object["data"], &format!("/{}", text(secret, "/key"))).to_owned();
-                return String::from_utf8(STANDARD.decode(value).unwrap()).unwrap();
-            }
-            if variable.pointer("/valueFrom/fieldRef").is_some() {
-                return NAMESPACE.to_owned();
-            }
-            text(variable, "/value").to_owned()
-        };
-        variables
-            .map(|it| (text(it, "/name").to_owned(), value(it)))
-            .collect()
-    }
-
-    /// The program of this pod's first container, on this machine.
-    fn program(&self, container: &Value) -> Program {
-        let account = self
-            .cluster
-            .service_account(NAMESPACE, "ambient-control-plane");
-        let mut program = Program::new("ambient-control-plane");
-        for argument in container["args"].as_array().into_iter().flatten() {
-            program = program.arg(argument.as_str().unwrap());
-        }
-        for (name, value) in self.variables(container) {
-            program = program.env(name, value);
-        }
-        program
-            .env("KUBECONFIG", account)
-            .env("CP_TOKEN_LISTEN_ADDR", self.tokens.address().to_string())
-            .env("AMBIENT_ADMIN_LISTEN", "127.0.0.1:0")
-    }
-
-    async fn control_plane(&self) -> Running {
-        let path =
-            format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/ambient-control-plane");
-        let deployment = self.cluster.get(&path).unwrap();
-        let container = deployment
-            .pointer("/spec/template/spec/containers/0")
-            .unwrap();
-        let mut running = self.program(container).start();
-        running.listening("endpoint").await;
-        running
-    }
-
-    /// The pod of `helm test`: its containers one after the other, on this machine.
-    async fn test(&self) {
-        let manifests = self
-            .helm
-            .run(&["get", "hooks", "ambient", "--namespace", NAMESPACE]);
-        let pod = objects(&manifests.unwrap()).pop().unwrap();
-        assert_eq!(text(&pod, "/kind"), "Pod");
-        for containers in ["initContainers", "containers"] {
-            let container = &pod["spec"][containers][0];
-            let mut running = self.program(container).start();
-            let status = running.wait().await;
-            let output = running.output().join("\n");
-            assert_eq!(
-                status.code(),
-                Some(0),
-                "{container:#} {output} {:?}",
-                running.log()
-            );
-            if containers == "containers" {
-                assert!(output.contains("session token  ok"), "{output}");
-                assert!(output.contains("token in use   ok"), "{output}");
-                assert!(output.contains("deleted: session, project"), "{output}");
-            }
-            assert!(!output.contains(SERVICE), "{output}");
-        }
-    }
-}
+use super::{
+    scene::{PROJECT, SERVICE, Scene},
+    *,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
@@ -225,22 +38,33 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
     );
     let pod = format!("{path}/{pod}");
     scene.test().await;
-    let keypair = scene.uid("secrets/ambient-cp-token-keypair");
+    assert!(scene.keys(&["show"]).await.contains("keypair"));
+    scene.keys(&["rotate", "session-root"]).await;
+    let keypair = scene.own("secrets/ambient-cp-token-keypair").unwrap();
     let owner = scene.uid("configmaps/ambient-cp-keys");
 
     // Upgraded with other values, the pod and the keys are the same ones.
-    scene
-        .helm(
-            &["upgrade"],
-            &["replicas=3", r#"tokens.life="10m""#, "keys.keep=true"],
-        )
-        .unwrap();
+    let other = [
+        "replicas=3",
+        r#"image.tag="2""#,
+        r#"tokens.life="10m""#,
+        r#"resources.requests.memory="256Mi""#,
+        r#"commonLabels={"team": "platform"}"#,
+        "networkPolicy.enabled=false",
+        "podDisruptionBudget.enabled=false",
+    ];
+    scene.helm(&["upgrade"], &other).unwrap();
+    let container = scene.container();
+    assert!(text(&container, "/image").ends_with("control-plane:2"));
+    assert_eq!(text(&container, "/resources/requests/memory"), "256Mi");
+    assert!(scene.left().iter().all(|it| !it.contains("policies")));
     control_plane.signal(Signal::SIGTERM);
     assert_eq!(control_plane.wait().await.code(), Some(0));
     let mut control_plane = scene.control_plane().await;
     scene.test().await;
     assert_eq!(text(&cluster.get(&pod).unwrap(), "/metadata/uid"), uid);
-    assert_eq!(scene.uid("secrets/ambient-cp-token-keypair"), keypair);
+    let now = scene.own("secrets/ambient-cp-token-keypair").unwrap();
+    assert!(now["data"].is_object() && now["data"] == keypair["data"]);
 
     let deployment =
         format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/ambient-control-plane");
@@ -248,6 +72,7 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
     let back = ["rollback", "ambient", "1", "--namespace", NAMESPACE];
     scene.helm.run(&back).unwrap();
     assert_eq!(cluster.get(&deployment).unwrap()["spec"]["replicas"], 2);
+    scene.has_what_template_gives();
 
     // Cleaned up while the rights are there.
     let path = format!("/sessions/{session}");
@@ -266,14 +91,28 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
     let said = scene.helm.run(&uninstall).unwrap();
     assert!(said.contains("kept due to the resource policy"), "{said}");
     assert!(said.contains("ambient-cp-keys"), "{said}");
-    cluster.wait_gone(&deployment);
+    scene.wait_for_collection();
+    assert_eq!(
+        scene.left(),
+        [
+            "configmap/ambient-cp-keys",
+            "configmap/kube-root-ca.crt",
+            "lease.coordination.k8s.io/ambient-control-plane",
+            "secret/ambient-cp-session-root",
+            "secret/ambient-cp-signing-key",
+            "secret/ambient-cp-token-keypair",
+            "serviceaccount/default",
+        ]
+    );
+    assert_eq!(scene.left_in_cluster(), "");
     assert!(
         cluster
             .get(&format!("/api/v1/namespaces/{PROJECT}"))
             .is_some()
     );
     scene.helm(&["install"], &["keys.keep=false"]).unwrap();
-    assert_eq!(scene.uid("secrets/ambient-cp-token-keypair"), keypair);
+    let now = scene.own("secrets/ambient-cp-token-keypair").unwrap();
+    assert_eq!(now["data"], keypair["data"]);
     assert_eq!(scene.uid("configmaps/ambient-cp-keys"), owner);
 
     // Asked to, it takes the keys along.
@@ -285,8 +124,85 @@ async fn a_release_lives_its_life_and_leaves_what_is_not_its_own() {
     ] {
         cluster.wait_gone(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{secret}"));
     }
-    let left = cluster.kubectl(ADMIN, &["get", "clusterroles", "--output", "name"]);
-    assert!(!left.contains("ambient"), "{left}");
+    assert_eq!(scene.left_in_cluster(), "");
+}
+
+/// What `docs/install.md` says to type after these words.
+fn documented(words: &str) -> String {
+    let text = fs::read_to_string(chart().join("../../docs/install.md")).unwrap();
+    let (_, after) = text.split_once(words).expect("the words");
+    let (_, after) = after.split_once("```sh\n").expect("a block");
+    let (block, _) = after.split_once("```").expect("its end");
+    block.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn removing_all_of_it_removes_what_was_made_and_nothing_else() {
+    let scene = Scene::start().await;
+    let cluster = &scene.cluster;
+    let namespace = |name: &str, installation: &str, is_made: bool| {
+        let mut metadata = json!({
+            "name": name,
+            "labels": {
+                "ambient-code.io/managed": "true",
+                "ambient-code.io/installation": installation,
+            },
+        });
+        if is_made {
+            metadata["annotations"] =
+                json!({"ambient-code.io/created-by": "ambient-control-plane"});
+        }
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
+        cluster.apply(&object.to_string());
+    };
+    scene.helm(&["install"], &[]).unwrap();
+    let mut control_plane = scene.control_plane().await;
+    scene.operator.create_project(PROJECT).await;
+    cluster.wait_for(&format!("/api/v1/namespaces/{PROJECT}"), |it| {
+        it["metadata"]["uid"].is_string()
+    });
+    control_plane.signal(Signal::SIGTERM);
+    assert_eq!(control_plane.wait().await.code(), Some(0));
+    namespace("made", NAMESPACE, true);
+    namespace("adopted", NAMESPACE, false);
+    namespace("of-others", "elsewhere", true);
+    let hooks = ["get", "hooks", "ambient", "--namespace", NAMESPACE];
+    cluster.apply(&scene.helm.run(&hooks).unwrap());
+    let tokens = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": "ambient-tokens", "namespace": NAMESPACE},
+    });
+    cluster.apply(&tokens.to_string());
+    let uninstall = ["uninstall", "ambient", "--namespace", NAMESPACE];
+    scene.helm.run(&uninstall).unwrap();
+    scene.wait_for_collection();
+    let pod = "pod/ambient-control-plane-test".to_owned();
+    assert!(scene.left().contains(&pod), "{:?}", scene.left());
+
+    cluster.shell(ADMIN, &documented("To remove all of it"));
+
+    for name in ["made", PROJECT] {
+        cluster.wait_gone(&format!("/api/v1/namespaces/{name}"));
+    }
+    for name in ["adopted", "of-others"] {
+        let namespace = cluster.get(&format!("/api/v1/namespaces/{name}")).unwrap();
+        assert!(
+            namespace["metadata"]["deletionTimestamp"].is_null(),
+            "{name}"
+        );
+    }
+    for secret in ["token-keypair", "session-root", "signing-key"] {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/ambient-cp-{secret}");
+        cluster.wait_gone(&path);
+    }
+    assert_eq!(
+        scene.left(),
+        [
+            "configmap/kube-root-ca.crt",
+            "secret/ambient-tokens",
+            "serviceaccount/default",
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -344,4 +260,21 @@ async fn what_is_not_there_is_said_by_install() {
         error.contains("cannot be imported into the current release"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_rules_only_the_namespace_installs_without_rules() {
+    let scene = Scene::start().await;
+    let rights = ["create", "rolebinding", "installer", "--clusterrole=admin"];
+    let whose = ["--user=nobody", "--namespace", NAMESPACE];
+    scene
+        .cluster
+        .kubectl(ADMIN, &[rights.as_slice(), &whose].concat());
+    let helm = Helm::of_cluster(&scene.cluster.kubeconfig(NOBODY));
+    let values = ["rbac.create=false", r#"sessions.imageNamespace="images""#];
+
+    scene.helm_of(&helm, &["install"], &values).unwrap();
+
+    let refused = scene.helm_of(&helm, &["upgrade"], &[]).unwrap_err();
+    assert!(refused.contains("forbidden"), "{refused}");
 }
