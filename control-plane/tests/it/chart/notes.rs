@@ -1,16 +1,21 @@
 //! What `helm install` says at its end.
 
+use ambient_testing::cluster::{ADMIN, Cluster};
+
 use super::*;
 
 fn notes(values: &[&str]) -> String {
     let (chart, minimal) = (chart(), value_set("minimal"));
     let mut arguments = vec!["install", "ambient", chart.to_str().unwrap()];
-    arguments.extend(["--dry-run=client", "--namespace", NAMESPACE]);
+    arguments.extend(["--dry-run=client", "--namespace", "chart-notes"]);
     arguments.extend(["--values", minimal.to_str().unwrap()]);
+    // Other tests' objects may be there.
+    arguments.extend(["--set", "rbac.create=false"]);
     for value in values {
         arguments.extend(["--set-json", value]);
     }
-    let said = Helm::offline().run(&arguments).unwrap();
+    let helm = Helm::of_cluster(&Cluster::shared().kubeconfig(ADMIN));
+    let said = helm.run(&arguments).unwrap();
     let (_, notes) = said.split_once("NOTES:").expect("notes");
     notes.to_owned()
 }
