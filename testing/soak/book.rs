@@ -7,28 +7,43 @@ use reqwest::{Method, StatusCode};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Longest time that a look counts: the API server may have been stopped meanwhile.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Phase of each session by its id, as last seen. Clones share it.
 #[derive(Clone)]
-pub struct Book(watch::Receiver<Arc<HashMap<String, String>>>);
+pub struct Book(watch::Receiver<Page>);
+
+#[derive(Clone, Default)]
+struct Page {
+    phases: Arc<HashMap<String, String>>,
+    /// For how long the API server has answered so far.
+    answered: Duration,
+}
 
 impl Book {
     /// Looks until `quit`.
     pub fn open(operator: Operator, quit: CancellationToken, tasks: &mut JoinSet<()>) -> Self {
-        let (phases, book) = watch::channel(Arc::default());
+        let (page, book) = watch::channel(Page::default());
         tasks.spawn(async move {
             let looking = async {
                 loop {
-                    if let Some(seen) = look(&operator).await {
-                        phases.send_replace(Arc::new(seen));
-                    }
+                    let began = Instant::now();
+                    let seen = look(&operator).await;
                     sleep(PAUSE).await;
+                    if let Some(seen) = seen {
+                        page.send_modify(|page| {
+                            page.phases = Arc::new(seen);
+                            page.answered += began.elapsed().min(LOOK);
+                        });
+                    }
                 }
             };
             quit.run_until_cancelled(looking).await;
@@ -38,10 +53,11 @@ impl Book {
 
     /// A session's phase; none when it is not there.
     pub fn phase(&self, id: &str) -> Option<String> {
-        self.0.borrow().get(id).cloned()
+        self.0.borrow().phases.get(id).cloned()
     }
 
-    /// Waits until a session is as wanted; gives what it was last when that takes too long.
+    /// Waits until a session is as wanted; gives what it was last when that takes too long. Time in
+    /// which the API server does not answer does not count.
     pub async fn until(
         &self,
         id: &str,
@@ -49,10 +65,12 @@ impl Book {
         wanted: impl Fn(Option<&str>) -> bool,
     ) -> Result<(), Option<String>> {
         let mut book = self.0.clone();
-        let seen = book.wait_for(|phases| wanted(phases.get(id).map(String::as_str)));
-        match timeout(limit, seen).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(self.phase(id)),
+        let is_reached = |page: &Page| wanted(page.phases.get(id).map(String::as_str));
+        let until = book.borrow().answered + limit;
+        let seen = book.wait_for(|page| is_reached(page) || page.answered > until);
+        match seen.await {
+            Ok(page) if is_reached(&page) => Ok(()),
+            _ => Err(self.phase(id)),
         }
     }
 }

@@ -1,8 +1,16 @@
 //! Carries out the plan.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use ambient_testing::{faults::Mode, idp::Answer, programs::Running, table::Table};
+use ambient_testing::{
+    faults::Mode,
+    idp::Answer,
+    kube_proxy::{asked, conflict, expired, refusal},
+    programs::Running,
+    proxy::{self, Call, Injected},
+    table::Table,
+};
+use http::header::CONTENT_TYPE;
 use nix::sys::signal::Signal;
 use tokio::{
     task::block_in_place,
@@ -11,8 +19,10 @@ use tokio::{
 
 use crate::{
     findings::Findings,
-    plan::{Broken, Fault, Planned, Sick},
+    leaders::{How, Leaders},
+    plan::{Broken, Fault, Page, Planned, Refusal, Sick},
     system::System,
+    weather::Weather,
 };
 
 /// How late things arrive over a slow link, and a slow identity provider answers.
@@ -26,10 +36,22 @@ const DRAIN: Duration = Duration::from_secs(30);
 pub struct Faults {
     system: System,
     findings: Findings,
+    weather: Weather,
+    leaders: Arc<Leaders>,
     begin: Instant,
-    count: BTreeMap<String, usize>,
+    count: BTreeMap<String, Count>,
+    /// What proxies answer in place of a server.
+    injected: Vec<(Fault, Vec<Injected>)>,
     /// What replicas said that have ended, or were looked at last.
     logs: Vec<String>,
+}
+
+/// How often something was broken.
+#[derive(Default)]
+struct Count {
+    times: usize,
+    /// Calls that a proxy has answered.
+    calls: usize,
 }
 
 /// A fault begins or ends.
@@ -40,12 +62,21 @@ enum Turn {
 
 impl Faults {
     /// None yet.
-    pub fn new(system: System, findings: Findings, begin: Instant) -> Self {
+    pub fn new(
+        system: System,
+        findings: Findings,
+        weather: Weather,
+        leaders: Arc<Leaders>,
+        begin: Instant,
+    ) -> Self {
         Self {
             system,
             findings,
+            weather,
+            leaders,
             begin,
             count: BTreeMap::new(),
+            injected: Vec::new(),
             logs: Vec::new(),
         }
     }
@@ -61,14 +92,16 @@ impl Faults {
             self.look().await;
             match turn {
                 Turn::Begins => {
-                    *self.count.entry(planned.fault.kind()).or_default() += 1;
+                    self.count.entry(planned.fault.kind()).or_default().times += 1;
                     let lasts = planned.lasts.as_secs_f32();
                     self.say(&format!("{} for {lasts:.1} s", planned.fault));
+                    self.weather.begins(planned.fault);
                     self.break_it(planned.fault).await;
                 }
                 Turn::Ends => {
                     self.say(&format!("{} is over", planned.fault));
                     self.mend(planned.fault).await;
+                    self.weather.ends(planned.fault, Instant::now());
                 }
             }
         }
@@ -79,14 +112,19 @@ impl Faults {
     async fn break_it(&mut self, fault: Fault) {
         match fault {
             Fault::KillReplica(number) => {
+                let did_lead = self.leaders.leads(number).await;
                 if let Some(mut running) = self.system.take_replica(number) {
+                    running.kill_now();
+                    self.leaders.ends(How::Killed, did_lead);
                     running.kill().await;
                     self.read_log(number, running.log());
                 }
             }
             Fault::StopReplica(number) => {
+                let did_lead = self.leaders.leads(number).await;
                 if let Some(mut running) = self.system.take_replica(number) {
                     running.signal(Signal::SIGTERM);
+                    self.leaders.ends(How::InOrder, did_lead);
                     match running.ended_within(DRAIN).await {
                         Some(status) if status.success() => {}
                         other => self.findings.add(
@@ -102,7 +140,9 @@ impl Faults {
                 block_in_place(|| self.system.installation.cluster.stop_api_server());
             }
             Fault::FreezeKubernetes => self.system.installation.cluster.freeze_api_server(),
-            Fault::KillApiServer => self.system.installation.api_server.kill().await,
+            Fault::KillApiServer | Fault::LoseApiServer => {
+                self.system.installation.api_server.kill().await;
+            }
             Fault::FreezeApiServer => self.system.installation.api_server.signal(Signal::SIGSTOP),
             Fault::IdentityProvider(sick) => self.system.idp.answer(match sick {
                 Sick::Down => Answer::Status(503),
@@ -124,6 +164,42 @@ impl Faults {
                     Broken::Slow => link.set(Mode::Slow(LATE)).await,
                 }
             }
+            Fault::Kubernetes(number, refusal) => {
+                let injected = self.refuse(number, refusal);
+                self.injected.push((fault, vec![injected]));
+            }
+            Fault::ApiServer(number, page) => {
+                let replica = &self.system.replicas[number];
+                let answer = page_of(page);
+                let both = [&replica.rest_proxy, &replica.grpc_proxy];
+                let injected = both.map(|it| it.inject(usize::MAX, |_| true, answer.clone()));
+                replica.grpc_proxy.end_streams(|_| true, "");
+                self.injected.push((fault, injected.into()));
+            }
+        }
+    }
+
+    /// Lets kube-apiserver answer a replica so.
+    fn refuse(&self, number: usize, how: Refusal) -> Injected {
+        let kubernetes = &self.system.replicas[number].kubernetes_proxy;
+        let answer = proxy::Fault::Answer;
+        match how {
+            Refusal::Conflict => {
+                let is_write = |call: &Call| asked(call).is_write();
+                kubernetes.inject(usize::MAX, is_write, answer(conflict()))
+            }
+            Refusal::Expired => {
+                let is_watch = |call: &Call| asked(call).verb == "watch";
+                let injected = kubernetes.inject(usize::MAX, is_watch, answer(expired()));
+                kubernetes.expire_watches(|_| true);
+                injected
+            }
+            Refusal::Failed => {
+                let sorry = refusal(500, "InternalError", "etcd is away");
+                let injected = kubernetes.inject(usize::MAX, |_| true, answer(sorry));
+                kubernetes.end_streams(|_| true, "");
+                injected
+            }
         }
     }
 
@@ -137,7 +213,9 @@ impl Faults {
                 block_in_place(|| self.system.installation.cluster.start_api_server());
             }
             Fault::FreezeKubernetes => self.system.installation.cluster.thaw_api_server(),
-            Fault::KillApiServer => self.system.installation.start_api_server().await,
+            Fault::KillApiServer | Fault::LoseApiServer => {
+                self.system.installation.start_api_server().await;
+            }
             Fault::FreezeApiServer => self.system.installation.api_server.signal(Signal::SIGCONT),
             Fault::IdentityProvider(_) => self.system.idp.answer(Answer::Token),
             Fault::Link(number, link, broken) => {
@@ -147,6 +225,12 @@ impl Faults {
                 if broken == Broken::Silent {
                     link.reset();
                 }
+            }
+            Fault::Kubernetes(..) | Fault::ApiServer(..) => {
+                let mended = self.injected.extract_if(.., |(it, _)| *it == fault);
+                let all = mended.flat_map(|(_, injected)| injected);
+                let calls: usize = all.map(|it| it.hits()).sum();
+                self.count.entry(fault.kind()).or_default().calls += calls;
             }
         }
     }
@@ -216,9 +300,12 @@ impl Faults {
 
     /// How often what was broken.
     pub fn account(&self) -> Table {
-        let mut table = Table::new(&["fault", "times"]);
+        let mut table = Table::new(&["fault", "times", "calls answered so"]);
         for (kind, count) in &self.count {
-            table.row(&[kind.clone(), count.to_string()]);
+            let is_counted = |it: &usize| *it > 0;
+            let calls = Some(count.calls).filter(is_counted);
+            let calls = calls.map(|it| it.to_string()).unwrap_or_default();
+            table.row(&[kind.clone(), count.times.to_string(), calls]);
         }
         table
     }
@@ -227,4 +314,13 @@ impl Faults {
     fn say(&self, what: &str) {
         eprintln!("[{:7.1} s] {what}", self.begin.elapsed().as_secs_f32());
     }
+}
+
+/// What the API server, or who is in its place, answers.
+fn page_of(page: Page) -> proxy::Fault {
+    proxy::Fault::Answer(match page {
+        Page::Failed => proxy::Answer::new(500, "sorry"),
+        Page::Login => proxy::Answer::new(200, "<!doctype html><title>Sign in</title>")
+            .header(CONTENT_TYPE, "text/html; charset=utf-8"),
+    })
 }

@@ -19,8 +19,8 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    book::Book, faults::Faults, findings::Findings, levels::Levels, sessions::Sessions,
-    system::System, tokens::Tokens,
+    book::Book, faults::Faults, findings::Findings, leaders::Leaders, levels::Levels,
+    sessions::Sessions, system::System, tokens::Tokens, weather::Weather,
 };
 
 mod book;
@@ -28,6 +28,7 @@ mod checks;
 mod faults;
 mod findings;
 mod kubelet;
+mod leaders;
 mod levels;
 mod lives;
 mod plan;
@@ -35,6 +36,7 @@ mod runner;
 mod sessions;
 mod system;
 mod tokens;
+mod weather;
 
 /// Runs sessions under faults.
 #[derive(Debug, Clone, Parser)]
@@ -82,6 +84,14 @@ async fn main() -> ExitCode {
     let book = Book::open(operator.clone(), quit.clone(), &mut watching);
     let tokens = Tokens::open(direct.clone(), &findings, quit.clone(), &mut watching);
     let levels = Levels::open(system.pids(), quit.clone(), &mut watching);
+    let weather = Weather::new();
+    let leaders = Leaders::open(
+        &system,
+        weather.clone(),
+        findings.clone(),
+        quit.clone(),
+        &mut watching,
+    );
     let sessions = Sessions {
         operator: operator.clone(),
         direct: direct.clone(),
@@ -94,7 +104,13 @@ async fn main() -> ExitCode {
     sessions.make_projects().await;
 
     let begin = Instant::now();
-    let mut faults = Faults::new(system, findings.clone(), begin);
+    let mut faults = Faults::new(
+        system,
+        findings.clone(),
+        weather,
+        Arc::clone(&leaders),
+        begin,
+    );
     let end = begin + length;
     let (account, ()) = tokio::join!(
         sessions.come_and_go(settings.sessions, end),
@@ -107,8 +123,9 @@ async fn main() -> ExitCode {
     levels.judge(&findings);
 
     println!(
-        "\n{account}\n{}\n{levels}\n{}",
+        "\n{account}\n{}\n{}\n{levels}\n{}",
         faults.account(),
+        leaders.account(),
         tokens.account()
     );
     println!("{findings}");

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,9 +14,11 @@ use ambient_testing::{
     faults::Relay,
     idp::{CLIENT_ID, CLIENT_SECRET, Idp},
     installation::Installation,
+    kube_proxy::KubeProxy,
     kwok::{Kwok, RUN_AT_ONCE},
     operator::Operator,
     programs::{Program, Running},
+    proxy::{Proxy, Upstream},
 };
 use url::Url;
 
@@ -23,7 +26,10 @@ use crate::plan::Link;
 
 /// Life of sessions' tokens. Too short for use on Kubernetes, as the control plane says; here it
 /// makes each token be replaced twice as often as a fault lasts.
-const TOKEN_LIFE: &str = "120s";
+pub const TOKEN_LIFE: Duration = Duration::from_secs(120);
+
+/// How long the Lease lasts.
+pub const LEASE: Duration = Duration::from_secs(15);
 
 /// Life of the control plane's own token.
 const OWN_LIFE: Duration = Duration::from_secs(90);
@@ -43,9 +49,12 @@ pub struct System {
     _kwok: Kwok,
 }
 
-/// A control plane and its connections.
+/// A control plane and its connections: each through a relay, and a proxy behind it.
 pub struct Replica {
     pub running: Option<Running>,
+    pub kubernetes_proxy: KubeProxy,
+    pub rest_proxy: Proxy,
+    pub grpc_proxy: Proxy,
     kubernetes: Relay,
     rest: Relay,
     grpc: Relay,
@@ -95,18 +104,26 @@ impl System {
 
     async fn replica(&self, number: usize) -> Replica {
         let cluster = &self.installation.cluster;
-        let kubernetes = Relay::start(cluster.address()).await;
-        let kubeconfig = fs::read_to_string(cluster.kubeconfig(CONTROL_PLANE)).expect("a file");
-        let there = format!("https://{}", kubernetes.address());
+        let kubernetes_proxy = KubeProxy::start(cluster).await;
+        let kubernetes = Relay::start(kubernetes_proxy.address()).await;
+        let kubeconfig = kubernetes_proxy.kubeconfig(cluster, CONTROL_PLANE);
+        let kubeconfig = fs::read_to_string(kubeconfig).expect("a file");
+        let here = kubernetes_proxy.address().to_string();
+        let there = kubernetes.address().to_string();
         let path = cluster
             .folder()
             .join(format!("kubeconfig-replica-{number}"));
-        fs::write(&path, kubeconfig.replace(&cluster.url(), &there)).expect("disk is there");
+        fs::write(&path, kubeconfig.replace(&here, &there)).expect("disk is there");
+        let rest_proxy = Proxy::start(&Upstream::Http(self.installation.rest())).await;
+        let grpc_proxy = Proxy::start(&Upstream::Grpc(self.installation.grpc())).await;
         Replica {
             running: None,
             kubernetes,
-            rest: Relay::start(self.installation.rest()).await,
-            grpc: Relay::start(self.installation.grpc()).await,
+            rest: Relay::start(rest_proxy.address()).await,
+            grpc: Relay::start(grpc_proxy.address()).await,
+            kubernetes_proxy,
+            rest_proxy,
+            grpc_proxy,
             kubeconfig: path,
         }
     }
@@ -142,7 +159,8 @@ impl System {
             .env("OIDC_TOKEN_URL", self.idp.token_url())
             .env("OIDC_CLIENT_ID", CLIENT_ID)
             .env("OIDC_CLIENT_SECRET", CLIENT_SECRET)
-            .env("CP_TOKEN_TTL", TOKEN_LIFE)
+            .env("CP_TOKEN_TTL", format!("{}s", TOKEN_LIFE.as_secs()))
+            .env("CP_LEASE_DURATION", format!("{}s", LEASE.as_secs()))
     }
 
     /// The replicas' process ids.
@@ -158,6 +176,12 @@ impl System {
     /// The Kubernetes API.
     pub fn direct(&self) -> Direct {
         self.installation.cluster.direct()
+    }
+
+    /// Where each replica serves its metrics.
+    pub fn admins(&self) -> Vec<SocketAddr> {
+        let all = 0..self.replicas.len();
+        all.map(|it| self.installation.admin(it)).collect()
     }
 
     /// Where tokens are to be had, from any replica.
