@@ -72,9 +72,20 @@ impl Levels {
         Self(lives)
     }
 
-    /// Whether they are level.
-    pub fn judge(&self, findings: &Findings) {
-        for life in lock(&self.0).iter().filter(|it| it.samples.len() >= LONG) {
+    /// Whether they are level, and whether so much can be said of each replica. In a run that is too
+    /// short for that, what cannot be said is none of the findings.
+    pub fn judge(&self, findings: &Findings, replicas: usize, is_full: bool) {
+        let lives = lock(&self.0);
+        for replica in (0..replicas).filter(|_| is_full) {
+            let mut its = lives.iter().filter(|it| it.replica == replica);
+            if !its.any(Life::is_long) {
+                findings.add(
+                    "no life of a replica was judged",
+                    format!("replica {replica}"),
+                );
+            }
+        }
+        for life in lives.iter().filter(|it| it.is_long()) {
             let [first, _, last] = life.thirds();
             let of = life.replica;
             if last.memory > most(first.memory, SLACK.memory) {
@@ -118,6 +129,19 @@ fn measure(lives: &mut Vec<Life>, now: &[Option<u32>]) {
 }
 
 impl Life {
+    /// Whether it is judged.
+    fn is_long(&self) -> bool {
+        self.samples.len() >= LONG
+    }
+
+    /// By how many bytes memory rises in an hour, by the first and the last third.
+    fn rise(&self) -> i64 {
+        let [first, _, last] = self.thirds().map(|it| it.memory.cast_signed());
+        // From the middle of the one to that of the other.
+        let between = PAUSE.as_secs() * self.samples.len() as u64 * 2 / 3;
+        (last - first) * 3600 / between.max(1).cast_signed()
+    }
+
     /// The median of each third.
     fn thirds(&self) -> [Sample; 3] {
         let third = self.samples.len().div_ceil(3).max(1);
@@ -134,26 +158,39 @@ impl Life {
 }
 
 impl fmt::Display for Levels {
-    /// The longest life of each replica.
+    /// All lives that were judged, and how many of each replica that were not.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
-            "replica, third of its longest life",
-            "memory",
+            "life of replica",
+            "minutes",
+            "memory: first, second, last third",
+            "rises in an hour",
             "descriptors",
         ]);
         let lives = lock(&self.0);
-        for replica in 0.. {
-            let its = lives.iter().filter(|it| it.replica == replica);
-            let Some(longest) = its.max_by_key(|it| it.samples.len()) else {
-                break;
-            };
-            for (name, third) in ["first", "second", "last"].iter().zip(longest.thirds()) {
-                let cells = [mebibytes(third.memory), third.descriptors.to_string()];
-                let [memory, descriptors] = cells;
-                table.row(&[format!("{replica}, {name}"), memory, descriptors]);
-            }
+        for life in lives.iter().filter(|it| it.is_long()) {
+            let thirds = life.thirds();
+            let row = thirds.map(|it| (mebibytes(it.memory), it.descriptors.to_string()));
+            let (memory, descriptors): (Vec<_>, Vec<_>) = row.into_iter().unzip();
+            let rise = life.rise();
+            let sign = if rise < 0 { "-" } else { "" };
+            table.row(&[
+                life.replica.to_string(),
+                (PAUSE.as_secs() * life.samples.len() as u64 / 60).to_string(),
+                memory.join(", "),
+                format!("{sign}{}", mebibytes(rise.unsigned_abs())),
+                descriptors.join(", "),
+            ]);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        let replicas = lives.iter().map(|it| it.replica + 1).max();
+        for replica in 0..replicas.unwrap_or_default() {
+            let its: Vec<_> = lives.iter().filter(|it| it.replica == replica).collect();
+            let judged = its.iter().filter(|it| it.is_long()).count();
+            let all = its.len();
+            writeln!(f, "replica {replica}: {judged} of {all} lives judged")?;
+        }
+        Ok(())
     }
 }
 
@@ -195,18 +232,58 @@ mod tests {
         }
     }
 
-    fn finds(lives: Vec<Life>) -> bool {
+    /// One that ended before it could be judged.
+    fn short(replica: usize) -> Life {
+        let mut life = life(replica, 50, 90);
+        life.samples.pop();
+        life
+    }
+
+    /// What is found in a run of these lives of two replicas.
+    fn found(lives: Vec<Life>, is_full: bool) -> String {
         let findings = Findings::new();
-        Levels(Arc::new(Mutex::new(lives))).judge(&findings);
-        !findings.is_empty()
+        Levels(Arc::new(Mutex::new(lives))).judge(&findings, 2, is_full);
+        findings.to_string()
     }
 
     #[test]
     fn one_replica_that_grows_is_found_beside_one_that_does_not() {
+        let finds = |lives| !found(lives, false).is_empty();
         assert!(!finds(vec![life(0, 50, 50), life(1, 40, 43)]));
         assert!(finds(vec![life(0, 50, 50), life(1, 40, 60)]));
         // Not each life is larger than the one before.
         assert!(finds(vec![life(0, 40, 60), life(0, 40, 60)]));
         assert!(!finds(vec![life(0, 40, 42), life(0, 60, 62)]));
+    }
+
+    #[test]
+    fn descriptors_that_grow_are_found() {
+        let mut leaking = life(0, 50, 50);
+        for (number, sample) in leaking.samples.iter_mut().enumerate() {
+            sample.descriptors += number as u64;
+        }
+        assert!(found(vec![leaking], false).contains("descriptors rise"));
+    }
+
+    #[test]
+    fn a_replica_of_which_no_life_was_judged_is_found_in_a_full_run() {
+        let lives = || vec![life(0, 50, 50), short(0), short(1), short(1)];
+        assert_eq!(found(lives(), false), "");
+        let told = found(lives(), true);
+        assert!(
+            told.contains("no life of a replica was judged: 1\n  replica 1"),
+            "{told}"
+        );
+        assert_eq!(found(vec![life(1, 50, 50), life(0, 50, 50)], true), "");
+    }
+
+    #[test]
+    fn how_many_lives_were_judged_is_told_with_level_and_rise() {
+        let lives = vec![life(0, 50, 56), short(0), short(1)];
+        let told = Levels(Arc::new(Mutex::new(lives))).to_string();
+        assert!(told.contains("replica 0: 1 of 2 lives judged"), "{told}");
+        assert!(told.contains("replica 1: 0 of 1 lives judged"), "{told}");
+        // Four in two thirds of five minutes.
+        assert!(told.contains("72.0 MiB"), "{told}");
     }
 }

@@ -120,7 +120,7 @@ async fn main() -> ExitCode {
     quit.cancel();
     watching.join_all().await;
     faults.last_look().await;
-    levels.judge(&findings);
+    levels.judge(&findings, settings.replicas, length >= plan::FULL);
 
     println!(
         "\n{account}\n{}\n{}\n{levels}\n{}",
