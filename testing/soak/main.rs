@@ -98,6 +98,7 @@ async fn main() -> ExitCode {
         book: book.clone(),
         tokens: Arc::clone(&tokens),
         findings: findings.clone(),
+        weather: weather.clone(),
         endpoints: system.token_urls(),
         seed,
     };
@@ -121,6 +122,7 @@ async fn main() -> ExitCode {
     watching.join_all().await;
     faults.last_look().await;
     levels.judge(&findings, settings.replicas, length >= plan::FULL);
+    tokens.judge();
 
     println!(
         "\n{account}\n{}\n{}\n{levels}\n{}",

@@ -27,12 +27,14 @@ use crate::{
     lives::{Ending, Life},
     runner::Runner,
     tokens::Tokens,
+    weather::Weather,
 };
 
 /// Projects, so namespaces.
 const PROJECTS: u64 = 10;
 
-/// Longest wait for a phase: faults, the lease after them, and backoff.
+/// Longest wait for a phase: faults, the lease after them, and backoff. It counts while the API
+/// server answers.
 const LONGEST: Duration = Duration::from_secs(180);
 
 /// Pause before something is tried again, which a fault is in the way of.
@@ -49,6 +51,7 @@ pub struct Sessions {
     pub book: Book,
     pub tokens: Arc<Tokens>,
     pub findings: Findings,
+    pub weather: Weather,
     pub endpoints: Vec<Url>,
     pub seed: u64,
 }
@@ -99,10 +102,12 @@ impl Sessions {
             let quit = CancellationToken::new();
             let runner = Runner {
                 session: id.clone(),
+                generation: is_second.into(),
                 namespace: project.clone(),
                 direct: self.direct.clone(),
                 tokens: Arc::clone(&self.tokens),
                 findings: self.findings.clone(),
+                weather: self.weather.clone(),
                 endpoints: self.endpoints.clone(),
                 api: self.operator.clone(),
                 first: life.number,
