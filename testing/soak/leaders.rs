@@ -65,6 +65,8 @@ struct State {
 struct Wait {
     how: How,
     did_lead: bool,
+    ended: Instant,
+    /// From when on the time counts.
     since: Instant,
     limit: Duration,
 }
@@ -74,7 +76,7 @@ struct Wait {
 struct Judged {
     how: How,
     did_lead: bool,
-    /// None when nobody led in time.
+    /// From the end on, also what does not count; none when nobody led in time.
     took: Option<Duration>,
 }
 
@@ -206,6 +208,7 @@ impl Wait {
         Self {
             how,
             did_lead,
+            ended: now,
             since: now,
             limit,
         }
@@ -213,10 +216,9 @@ impl Wait {
 
     /// What has come of it, if anything has.
     fn judge(&mut self, now: Instant, somebody_leads: bool, can_lead: bool) -> Option<Judged> {
-        let took = now.duration_since(self.since);
         let Self { how, did_lead, .. } = *self;
         if somebody_leads {
-            let took = Some(took);
+            let took = Some(now.duration_since(self.ended));
             return Some(Judged {
                 how,
                 did_lead,
@@ -278,7 +280,8 @@ mod tests {
     fn somebody_who_leads_in_time_is_no_finding() {
         let now = Instant::now();
         let mut wait = Wait::new(How::InOrder, false, now);
-        let judged = wait.judge(now + SECOND, true, true).unwrap();
-        assert_eq!(judged.took, Some(SECOND));
+        assert_eq!(wait.judge(now + SECOND, false, false), None);
+        let judged = wait.judge(now + 2 * SECOND, true, true).unwrap();
+        assert_eq!(judged.took, Some(2 * SECOND));
     }
 }
