@@ -41,7 +41,13 @@ fn metrics_are_for_the_monitoring_namespace() {
         &[&values],
         &[r#"networkPolicy.monitoringNamespace="watchers""#],
     );
-    let nobody = render(&[&values], &[r#"networkPolicy.monitoringNamespace="""#]);
+    let nobody = render(
+        &[&values],
+        &[
+            r#"networkPolicy.monitoringNamespace="""#,
+            "metrics.serviceMonitor.enabled=false",
+        ],
+    );
     for (_, name) in PROGRAMS {
         let policy = named(&objects, "NetworkPolicy", name).unwrap();
         assert_eq!(let_in(policy, "metrics"), [Some(&monitoring)], "{name}");
