@@ -194,8 +194,9 @@ impl Writer {
     /// Commits all of a batch and answers it, or none.
     async fn commit(&mut self, batch: &mut Vec<Request>) -> Result<(), sqlx::Error> {
         let started = Instant::now();
+        let acquired = self.pool.acquire().await;
         let mut transaction = Transaction {
-            connection: self.pool.acquire().await?,
+            connection: acquired.inspect_err(|_| metrics::commit_failed())?,
             events: Vec::with_capacity(batch.len()),
             now: self.last,
         };
