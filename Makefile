@@ -59,7 +59,8 @@ e2e: cluster-programs static static-servers $(HELM) ## Run sessions on a real ku
 	$(CARGO) test --locked --workspace --no-run
 	KUBEBUILDER_ASSETS="$(CLUSTER)" HELM="$(HELM)/helm" "$(TARGET_DIR)/debug/e2e" $(ARGS)
 
-# BUILDER=docker REGISTRY=registry.example/ambient: by images/Dockerfile, ready to be pushed.
+# BUILDER=docker REGISTRY=registry.example/ambient: by images/Dockerfile, ready to be pushed. Buildah
+# alone has to be told that it may compile once for all of them.
 ifeq ($(BUILDER),)
 images: static static-servers ## Write all images to dist/images, as OCI archives; BUILDER=docker: build them.
 	$(CARGO) build --locked -p ambient-testing --bin e2e
@@ -69,7 +70,7 @@ images:
 	@command -v $(BUILDER) >/dev/null || { echo "there is no $(BUILDER); without BUILDER=…, make" \
 		"images needs none" >&2; exit 1; }
 	set -e; for name in $(STATIC) $(SERVERS); do \
-		$(BUILDER) build --file images/Dockerfile --target "$$name" \
+		BUILDAH_LAYERS=true $(BUILDER) build --file images/Dockerfile --target "$$name" \
 			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 			--build-arg CREATED=$$(TZ=UTC0 git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ) \
 			--build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \

@@ -1,12 +1,12 @@
 //! A cluster that the chart is installed in. The control plane runs beside it as the Deployment
 //! says, with the rights and by the token of the ServiceAccount that helm made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use ambient_api_server::{Server, Settings};
 use ambient_shared::clock::Clock;
 use ambient_testing::{
-    cluster::{ADMIN, Cluster, ClusterOptions},
+    cluster::{ADMIN, Cluster, ClusterOptions, Request},
     operator::Operator,
     ports::Port,
     programs::{Program, Running},
@@ -60,6 +60,29 @@ impl Scene {
             grpc,
             _api: running,
         }
+    }
+
+    /// The control plane was allowed each kind of call that it made. One that was refused once was
+    /// about a namespace whose rights had just been given, or that was going.
+    pub(super) fn has_all_rights(&self) {
+        let user = format!("system:serviceaccount:{NAMESPACE}:ambient-control-plane");
+        let mut asked = self.cluster.requests();
+        asked.retain(|it| it.user == user);
+        let kind = |it: &Request| {
+            let Request {
+                verb,
+                group,
+                resource,
+                subresource,
+                ..
+            } = it;
+            [verb, group, resource, subresource].map(Clone::clone)
+        };
+        let allowed = asked.iter().filter(|it| (200..300).contains(&it.code));
+        let allowed: HashSet<_> = allowed.map(kind).collect();
+        assert!(allowed.len() > 10, "{allowed:?}");
+        asked.retain(|it| it.code == 403 && !allowed.contains(&kind(it)));
+        assert!(asked.is_empty(), "{asked:#?}");
     }
 
     /// `helm VERB ambient`, with the chart, values that fit the scene, and these.
