@@ -14,6 +14,7 @@ use crate::{
     target::Target,
 };
 
+pub mod guide;
 mod release;
 
 pub use release::NAMESPACE;

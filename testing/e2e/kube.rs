@@ -41,6 +41,11 @@ impl Kube {
         }
     }
 
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.kubectl
+    }
+
     /// The file that gives access.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig

@@ -131,7 +131,7 @@ async fn run(arguments: Arguments) -> ExitCode {
             harness.wants(name);
         }
     }
-    if !existing && harness.wants(chart::NAME) {
+    if !existing {
         install(&mut harness, &arguments.binaries).await;
     }
     harness.end()
@@ -139,11 +139,22 @@ async fn run(arguments: Arguments) -> ExitCode {
 
 /// The chart, on a node of its own.
 async fn install(harness: &mut Harness, binaries: &Path) {
+    let names = [chart::guide::NAME, chart::NAME];
+    if !names.iter().any(|name| harness.is_named(name)) {
+        for name in names {
+            harness.wants(name);
+        }
+        return;
+    }
     let node = async { chart::node(binaries) };
     let Some(target) = harness.set_up("a node for the chart", node).await else {
         return;
     };
-    if harness.run(chart::NAME, chart::life(&target)).await {
+    let guide_failed = harness
+        .run(chart::guide::NAME, chart::guide::holds(&target))
+        .await;
+    let life_failed = harness.run(chart::NAME, chart::life(&target)).await;
+    if guide_failed || life_failed {
         for namespace in [chart::NAMESPACE, chart::PROJECT] {
             println!("{}", target.scene(namespace).await);
         }

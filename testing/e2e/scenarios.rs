@@ -26,7 +26,7 @@ const ALL: [&str; 7] = [
 /// Names of all scenarios, in order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let ours = [leftovers::KILLED].into_iter().chain(in_order());
-    ours.chain([chart::NAME])
+    ours.chain([chart::guide::NAME, chart::NAME])
 }
 
 /// Names of those that run one after the other on one cluster.

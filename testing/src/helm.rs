@@ -57,6 +57,11 @@ impl Helm {
         }
     }
 
+    /// The program itself.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Runs it; gives its output.
     ///
     /// # Errors

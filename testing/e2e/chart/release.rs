@@ -17,6 +17,28 @@ pub const OPERATOR: &str = "operator-token-of-the-trial";
 /// Longest wait of helm's own.
 const WAIT: [&str; 2] = ["--wait", "--timeout=3m"];
 
+/// A volume of this name, for the session API to claim.
+pub async fn volume(target: &Target, name: &str) {
+    let node = target.node.as_ref().expect("one on this machine");
+    let on_node = json!({
+        "key": "kubernetes.io/hostname", "operator": "In", "values": [node::NAME],
+    });
+    let volume = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "local": {"path": node.machine().volume(name)},
+            "nodeAffinity": {"required": {
+                "nodeSelectorTerms": [{"matchExpressions": [on_node]}],
+            }},
+        },
+    });
+    target.kube.apply(&volume.to_string()).await;
+}
+
 /// The release `ambient` of our chart, with the values for kind as they are.
 pub struct Release<'a> {
     kube: &'a Kube,
@@ -40,26 +62,9 @@ impl<'a> Release<'a> {
                 "api-token": uuid::Uuid::new_v4().to_string(), "operator-token": OPERATOR,
             },
         });
-        let node = target.node.as_ref().expect("one on this machine");
-        let on_node = json!({
-            "key": "kubernetes.io/hostname", "operator": "In", "values": [node::NAME],
-        });
-        let volume = json!({
-            "apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": {"name": "sessions"},
-            "spec": {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "local": {"path": node.machine().volume("sessions")},
-                "nodeAffinity": {"required": {
-                    "nodeSelectorTerms": [{"matchExpressions": [on_node]}],
-                }},
-            },
-        });
+        volume(target, "sessions").await;
         let kube = &target.kube;
-        kube.apply(&format!("{namespace}\n---\n{secret}\n---\n{volume}"))
-            .await;
+        kube.apply(&format!("{namespace}\n---\n{secret}")).await;
         Self {
             kube,
             helm: Helm::of_cluster(kube.kubeconfig()),
