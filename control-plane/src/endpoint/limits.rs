@@ -2,8 +2,8 @@
 //!
 //! Failures before authentication are charged to the source address, everything after it to the
 //! session; a refusal that took a decryption to both, so that no session's key is worth all
-//! decryptions there are. An address that has used up its share still gets tokens for ciphertexts that are
-//! known: behind an ingress many share one.
+//! decryptions there are. An address that has used up its share still gets tokens for ciphertexts
+//! that are known: behind an ingress many share one.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
